@@ -1,0 +1,173 @@
+"""The one code path from optimizer steps to learning rates.
+
+The environments and ``LearnedLR`` both drive a :class:`Controller`; they differ only in who runs
+the optimizer step and who chooses the action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relative_lr
+from lrenv.decisions import DecisionPlan, classic_plan, scale_free_plan
+from lrenv.errors import InputError
+from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver
+from lrenv.statistics import StepMeter, StepStats
+from lrenv.window import Interval
+
+Preset = Literal["scale-free", "classic"]
+PRESETS: tuple[Preset, ...] = ("scale-free", "classic")
+
+
+class Run(Protocol):
+    """A job in training: what :func:`run_interval` needs of a trainee."""
+
+    def parameters(self) -> Sequence[Tensor]:
+        """Return the trained parameters, ``(r, ...)`` each."""
+
+    def backward(self) -> Tensor:
+        """Compute gradients on the next batch and return the losses, ``(r,)``."""
+
+    def gradients(self) -> Sequence[Tensor]:
+        """Return the gradients, of the parameters' shapes."""
+
+    def update(self, lr: Tensor) -> None:
+        """Take an optimizer step at learning rates ``(r,)``."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision, as the log keeps it.
+
+    Attributes:
+        step: The optimizer step at which it takes effect.
+        action: The policy's action before clipping, ``(r,)``.
+        lr: The learning rate that follows, ``(r,)``.
+        guarded: Runs whose action the guard replaced, ``(r,)``.
+    """
+
+    step: int
+    action: Tensor
+    lr: Tensor
+    guarded: Tensor
+
+
+class Controller:
+    """Turns measured steps into observations, and actions into learning rates.
+
+    Per optimizer step: :meth:`before_update`, the step itself at :attr:`lr`, :meth:`after_update`,
+    :meth:`end_step`. When that returns True an interval is complete: :meth:`close`, and where
+    :attr:`deciding` holds, :meth:`act`.
+
+    Args:
+        total_steps: Length of the run in optimizer steps.
+        traits: What is known of the optimizer.
+        n_runs: Runs in lockstep.
+        preset: ``"scale-free"`` or ``"classic"``.
+        device: Where the runs live.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        traits: OptimizerTraits,
+        n_runs: int = 1,
+        preset: Preset = "scale-free",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if preset not in PRESETS:
+            raise InputError(f"Expected preset to be one of {PRESETS}, got {preset!r}.")
+        self.preset = preset
+        self.plan: DecisionPlan
+        self.observer: ScaleFreeObserver | ClassicObserver
+        if preset == "classic":
+            self.plan, self.observer, first = classic_plan(total_steps), ClassicObserver(), 0.0
+            first = CLASSIC_RANGE[0]
+        else:
+            self.plan, self.observer = scale_free_plan(total_steps), ScaleFreeObserver(traits)
+            first = PROBE_LR
+        self.step = 0
+        self.deciding = False
+        self.lr = torch.full((n_runs,), first, device=device)
+        self._start_lr: Tensor | None = None
+        self._found = torch.zeros(n_runs, dtype=torch.bool, device=device)
+        self._unfit = torch.zeros(n_runs, dtype=torch.bool, device=device)
+        self._index = 0
+        self._meter = StepMeter()
+        self._losses: list[Tensor] = []
+        self._stats: list[StepStats] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is at its last step."""
+        return self.step >= self.plan.total_steps
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the coming optimizer step is measured."""
+        return not self.done and self.step >= self.plan.ends[self._index] - self.plan.measured
+
+    def before_update(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Measure parameters and gradients ahead of the optimizer step, if it is measured."""
+        if self.measuring:
+            self._meter.before(self.step, params, grads)
+
+    def after_update(self, params: Sequence[Tensor]) -> None:
+        """Measure the parameters behind the optimizer step, if it is measured."""
+        if self.measuring:
+            self._stats.append(self._meter.after(params))
+
+    def end_step(self, loss: Tensor) -> bool:
+        """Count the optimizer step with its training losses ``(r,)``; True at an interval's end."""
+        self._losses.append(loss)
+        self.step += 1
+        return self.step >= self.plan.ends[self._index]
+
+    def close(self, val_loss: Tensor | None = None) -> None:
+        """Complete the interval, with validation losses ``(r,)`` where the job has them."""
+        start, _ = self.plan.interval(self._index)
+        losses = torch.stack(self._losses, 1).to(self.lr)
+        interval = Interval(start, self.plan.total_steps, losses, self.lr, self._stats, val_loss)
+        self._unfit = ~losses.isfinite().all(1)
+        self._losses, self._stats = [], []
+        self._index += 1
+        leading = self._index <= self.plan.lead
+        if leading and self.preset == "scale-free":
+            self.lr, self._found = calibrate(
+                self.lr, interval.stats[-1].global_ratio.to(self.lr), self._found
+            )
+        if self._index == self.plan.lead:
+            self._start_lr = self.lr
+        self.observer.update(interval, self._start_lr)
+        self.deciding = not self.done and self._index >= self.plan.lead
+
+    def act(self, action: Tensor) -> Decision:
+        """Set the learning rates of the coming interval by the actions ``(r,)``.
+
+        A run with a non-finite loss in its last interval gets the largest cut instead.
+        """
+        assert self._start_lr is not None
+        action = action.to(self.lr)
+        if self.preset == "classic":
+            self.lr = torch.where(self._unfit, self.lr / 10, classic_lr(action))
+        else:
+            guarded = torch.where(self._unfit, -torch.ones_like(action), action)
+            self.lr = relative_lr(self.lr, guarded, self._start_lr)
+        self.deciding = False
+        return Decision(self.step, action, self.lr, self._unfit)
+
+
+def run_interval(run: Run, controller: Controller) -> None:
+    """Train up to the end of the current interval; the caller closes it."""
+    while True:
+        loss = run.backward()
+        controller.before_update(run.parameters(), run.gradients())
+        run.update(controller.lr)
+        controller.after_update(run.parameters())
+        if controller.end_step(loss):
+            return

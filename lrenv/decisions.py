@@ -1,0 +1,75 @@
+"""When decisions fall in a run, and which optimizer steps are measured for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrenv.errors import InputError
+
+MAX_DECISIONS = 80
+"""Decisions of the scale-free preset in one run of any length, at most."""
+
+CALIBRATION_STEPS = 3
+"""Optimizer steps at the start of a run in which the unit of the LR is found."""
+
+MEASURED_STEPS = 4
+"""Last optimizer steps of a decision interval whose gradients are read, at most."""
+
+CLASSIC_INTERVAL = 10
+"""Optimizer steps between two decisions of the classic preset."""
+
+
+@dataclass(frozen=True)
+class DecisionPlan:
+    """Cuts a run into intervals; a decision sets the LR at the start of each but the first ones.
+
+    Attributes:
+        total_steps: Length of the run in optimizer steps.
+        ends: Optimizer steps at which the intervals end, rising, the last one ``total_steps``.
+        lead: Number of one-step intervals at the start that come before the first decision.
+        measured: Optimizer steps measured at the end of an interval, at most.
+    """
+
+    total_steps: int
+    ends: tuple[int, ...]
+    lead: int
+    measured: int
+
+    @property
+    def n_decisions(self) -> int:
+        """Number of decisions in the run."""
+        return len(self.ends) - self.lead
+
+    def interval(self, index: int) -> tuple[int, int]:
+        """Return the first optimizer step of interval ``index`` and the one behind its last."""
+        return (self.ends[index - 1] if index else 0), self.ends[index]
+
+
+def check_total_steps(total_steps: int, least: int) -> int:
+    """Return ``total_steps``, or raise :class:`InputError` if it is below ``least``."""
+    if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < least:
+        raise InputError(
+            f"Expected total_steps to be a whole number of at least {least} optimizer steps, "
+            f"got {total_steps!r}; pass the number of optimizer steps of the whole run."
+        )
+    return total_steps
+
+
+def scale_free_plan(total_steps: int) -> DecisionPlan:
+    """Place up to ``MAX_DECISIONS`` decisions quadratically: close together at the start.
+
+    Decision i of n falls at the fraction (i/n)² of the run, with at least one step between two.
+    """
+    check_total_steps(total_steps, CALIBRATION_STEPS + 1)
+    rest = total_steps - CALIBRATION_STEPS
+    ends = set(range(1, CALIBRATION_STEPS + 1))
+    for i in range(1, MAX_DECISIONS + 1):
+        ends.add(CALIBRATION_STEPS + -(-rest * i * i // MAX_DECISIONS**2))
+    return DecisionPlan(total_steps, tuple(sorted(ends)), CALIBRATION_STEPS, MEASURED_STEPS)
+
+
+def classic_plan(total_steps: int) -> DecisionPlan:
+    """One decision every ``CLASSIC_INTERVAL`` optimizer steps, every step measured."""
+    check_total_steps(total_steps, 2)
+    ends = (1, *range(1 + CLASSIC_INTERVAL, total_steps, CLASSIC_INTERVAL), total_steps)
+    return DecisionPlan(total_steps, ends, 1, CLASSIC_INTERVAL)

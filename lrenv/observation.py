@@ -1,0 +1,295 @@
+"""Observations: what a policy sees of a run, computed from its intervals.
+
+Shape legend: r runs, t decisions so far, f features, l layers, n optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.statistics import StepStats
+from lrenv.window import WINDOW, Interval, StepWindow, pad_left
+
+_CLIP = 5.0
+_TINY = 1e-12
+_LOSS_PATCHES = 8
+_LAYER_PATCHES = 4
+
+FEATURES: tuple[str, ...] = (
+    "valid",
+    "left",
+    "log_left",
+    "interval_share",
+    "optimizer_known",
+    "optimizer_adaptive",
+    "optimizer_momentum",
+    "loss",
+    "loss_change",
+    "loss_over_best",
+    "loss_slope",
+    "loss_spread",
+    "val_given",
+    "val_loss",
+    "val_over_best",
+    "lr",
+    "lr_change",
+    "grad_norm_min",
+    "grad_norm_median",
+    "grad_norm_max",
+    "lc_min",
+    "lc_median",
+    "lc_max",
+    "update_ratio_min",
+    "update_ratio_median",
+    "update_ratio_max",
+    "update_ratio_global",
+    "momentum_cos",
+    "descent_cos",
+    "gradient_cos",
+    "weight_growth",
+    "distance",
+    "straightness",
+    *(f"window_loss_{i}" for i in range(_LOSS_PATCHES)),
+    *(f"window_grad_norm_{i}" for i in range(_LAYER_PATCHES)),
+    *(f"window_lc_{i}" for i in range(_LAYER_PATCHES)),
+)
+"""Features of one decision, in order; none depends on the units and sizes of the job."""
+
+
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """What a policy is told of the optimizer.
+
+    Attributes:
+        known: 1 if the other two are known, ``(r,)``.
+        adaptive: 1 if updates are normalised by gradient magnitudes (Adam), ``(r,)``.
+        momentum: Momentum coefficient, 0 if there is none, ``(r,)``.
+    """
+
+    known: Tensor
+    adaptive: Tensor
+    momentum: Tensor
+
+
+def traits_of(optimizer: torch.optim.Optimizer) -> OptimizerTraits:
+    """Read the traits of a torch optimizer from its class name and first parameter group."""
+    group, name = optimizer.param_groups[0], type(optimizer).__name__.lower()
+    adaptive, known = "adam" in name, "adam" in name or "sgd" in name
+    momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+    row = (float(known), float(adaptive), float(momentum) if known else 0.0)
+    return OptimizerTraits(*(torch.tensor([value]) for value in row))
+
+
+class ScaleFreeObserver:
+    """Builds the scale-free observation: one token of features a decision, ``(r, t, f)``.
+
+    Losses, gradient norms and LC sensitivities enter as log ratios to the start of the run,
+    layer-wise quantities as quantiles over layers, the window as patches.
+
+    Args:
+        traits: What is known of the optimizer.
+    """
+
+    def __init__(self, traits: OptimizerTraits) -> None:
+        self.window = StepWindow()
+        self.tokens: list[Tensor] = []
+        self._traits = traits
+        self._early: list[Interval] = []
+        self._memo: dict[str, Tensor] = {}
+
+    def update(self, interval: Interval, start_lr: Tensor | None) -> None:
+        """Take in an interval.
+
+        Args:
+            interval: What the run did since the last decision.
+            start_lr: The LR that later ones are related to, ``(r,)``; None while it is not known,
+                which makes no token.
+        """
+        self.window.extend(interval)
+        self._early.append(interval)
+        if start_lr is None:
+            return
+        if "loss" not in self._memo:
+            self._set_references(self._early, start_lr)
+        self._early = []
+        rows = {
+            **self._progress(interval),
+            **self._losses(interval),
+            **self._validation(interval),
+            **self._lr(interval),
+            **self._layers(interval.stats),
+            **self._geometry(interval),
+            **self._patches(),
+        }
+        like = self._memo["loss"]
+        columns = [torch.as_tensor(rows[k], dtype=like.dtype).expand_as(like) for k in FEATURES]
+        token = torch.nan_to_num(torch.stack(columns, 1), 0.0, _CLIP, -_CLIP)
+        self.tokens.append(token.clamp(-_CLIP, _CLIP))
+
+    def padded(self) -> Tensor:
+        """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
+        tokens = torch.stack(self.tokens, 1)
+        out = tokens.new_zeros(tokens.shape[0], MAX_DECISIONS, len(FEATURES))
+        out[:, : tokens.shape[1]] = tokens
+        return out
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the state between two decisions as tensors."""
+        if self._early:
+            raise RuntimeError("Expected the state to be asked for after the first decision.")
+        return {
+            "memo": dict(self._memo),
+            "tokens": list(self.tokens),
+            "window": self.window.state_dict(),
+        }
+
+    def _remember(self, name: str, value: Tensor) -> Tensor:
+        """Store ``value`` under ``name`` and return what stood there, or the value at first."""
+        last = self._memo.get(name, value)
+        self._memo[name] = value
+        return last
+
+    def _set_references(self, intervals: Sequence[Interval], start_lr: Tensor) -> None:
+        stats = [s for interval in intervals for s in interval.stats]
+        losses = torch.cat([interval.losses for interval in intervals], 1)
+        self._memo["loss"] = _mean(losses).clamp_min(_TINY)
+        for name in ("grad_norm", "lc"):
+            first = _mean(torch.stack([getattr(s, name) for s in stats], -1))
+            floor = 1e-3 * first.amax(1, keepdim=True).clamp_min(_TINY)
+            self._memo[name] = torch.maximum(first, floor)
+        self._memo["param_norm"] = stats[0].param_norm
+        self._memo["start_lr"] = start_lr
+        self._memo["path"] = torch.zeros_like(start_lr)
+
+    def _progress(self, interval: Interval) -> dict[str, Tensor | float]:
+        traits = self._traits
+        return {
+            "valid": 1.0,
+            "left": 2.0 * interval.left - 1.0,
+            "log_left": 1.0 + math.log10(max(interval.left, 1e-3)),
+            "interval_share": 20.0 * interval.losses.shape[1] / interval.total_steps,
+            "optimizer_known": traits.known,
+            "optimizer_adaptive": traits.adaptive * traits.known,
+            "optimizer_momentum": -torch.log10((1 - traits.momentum).clamp_min(1e-4)),
+        }
+
+    def _losses(self, interval: Interval) -> dict[str, Tensor]:
+        losses = interval.losses.clamp_min(_TINY)
+        level = torch.log(_mean(losses) / self._memo["loss"])
+        best = torch.fmin(self._memo.get("best", level), level)
+        self._memo["best"] = best
+        slope, spread = torch.zeros_like(level), torch.zeros_like(level)
+        half = losses.shape[1] // 2
+        if half:
+            slope = torch.log(_mean(losses[:, half:]) / _mean(losses[:, :half]))
+            spread = torch.log(losses).std(1)
+        return {
+            "loss": level / 2,
+            "loss_change": 5 * (level - self._remember("level", level)),
+            "loss_over_best": 2 * (level - best),
+            "loss_slope": 5 * slope,
+            "loss_spread": 2 * spread,
+        }
+
+    def _validation(self, interval: Interval) -> dict[str, Tensor | float]:
+        if interval.val_loss is None:
+            return {"val_given": 0.0, "val_loss": 0.0, "val_over_best": 0.0}
+        value = interval.val_loss.clamp_min(_TINY)
+        level = torch.log(value / self._memo.setdefault("first_val", value))
+        best = torch.fmin(self._memo.get("best_val", level), level)
+        self._memo["best_val"] = best
+        return {"val_given": 1.0, "val_loss": level / 2, "val_over_best": 5 * (level - best)}
+
+    def _lr(self, interval: Interval) -> dict[str, Tensor]:
+        level = torch.log(interval.lr / self._memo["start_lr"])
+        return {"lr": level / 4, "lr_change": level - self._remember("lr_level", level)}
+
+    def _layers(self, stats: Sequence[StepStats]) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        for name, scale in (("grad_norm", 3.0), ("lc", 6.0)):
+            values = torch.stack([getattr(s, name) for s in stats], -1)
+            ratio = torch.log(values.clamp_min(_TINY**2)).mean(-1) - torch.log(self._memo[name])
+            rows |= _quantiles(name, ratio / scale)
+        ratios = torch.stack([s.update_ratio for s in stats], -1).clamp_min(_TINY)
+        rows |= _quantiles("update_ratio", (torch.log10(ratios).mean(-1) + 3) / 2)
+        globals_ = torch.stack([s.global_ratio for s in stats], -1).clamp_min(_TINY)
+        rows["update_ratio_global"] = (torch.log10(globals_).mean(-1) + 3) / 2
+        return rows
+
+    def _geometry(self, interval: Interval) -> dict[str, Tensor]:
+        stats, rows = interval.stats, {}
+        for name in ("momentum_cos", "descent_cos", "gradient_cos"):
+            cosine = torch.stack([getattr(s, name) for s in stats], -1).nanmean(-1)
+            rows[name] = cosine.sign() * cosine.abs().sqrt()
+        start = self._memo["param_norm"] + _TINY
+        moved = torch.stack([s.update_norm for s in stats], -1).mean(-1)
+        self._memo["path"] = self._memo["path"] + moved * interval.losses.shape[1]
+        rows["weight_growth"] = 2 * torch.log(stats[-1].param_norm / start)
+        rows["distance"] = (torch.log10(stats[-1].distance / start + 1e-6) + 1) / 2
+        share = stats[-1].distance / (self._memo["path"] + _TINY)
+        rows["straightness"] = torch.log10(share + 1e-4) + 1
+        return rows
+
+    def _patches(self) -> dict[str, Tensor]:
+        loss = torch.log(pad_left(self.window.loss.clamp_min(_TINY)))
+        now = torch.log(self._memo["loss"]) + self._memo["level"]
+        rows = _patch_means("window_loss", loss - now[:, None], _LOSS_PATCHES)
+        for name, scale in (("grad_norm", 3.0), ("lc", 6.0)):
+            values = pad_left(getattr(self.window, name)).clamp_min(_TINY**2)
+            ratio = torch.log(values) - torch.log(self._memo[name])[:, None]
+            median = ratio.median(-1).values / scale
+            rows |= _patch_means(f"window_{name}", median, _LAYER_PATCHES)
+        return rows
+
+
+class ClassicObserver:
+    """The observation of the source: the raw window, ``(r, 512, l + 4)``.
+
+    Each optimizer step is [left fraction, train loss, val loss, l layer gradient norms, log10 LR],
+    left-padded with the first value. A job without a validation loss repeats the training loss.
+    Source: the project proposal "Learned Learning Rate Scheduler"; it feeds the LR itself, here
+    its logarithm keeps the input in the range it was trained on.
+    """
+
+    def __init__(self) -> None:
+        self.window = StepWindow()
+
+    def update(self, interval: Interval, start_lr: Tensor | None) -> None:
+        """Take in an interval; the classic observation has no reference LR."""
+        self.window.extend(interval)
+
+    def padded(self) -> Tensor:
+        """Return the window padded to its full length, ``(r, 512, l + 4)``."""
+        window = self.window
+        val = torch.where(window.val_loss.isnan(), window.loss, window.val_loss)
+        left = window.left.to(window.loss.dtype).expand_as(window.loss)
+        columns = torch.stack([left, window.loss, val], -1)
+        lr = torch.log10(window.lr)[..., None]
+        rows = pad_left(torch.cat([columns, window.grad_norm, lr], -1))
+        return torch.nan_to_num(rows, 0.0, 1e3, -1e3).clamp(-1e3, 1e3)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean over the last dimension of the finite values."""
+    return torch.where(values.isfinite(), values, torch.nan).nanmean(-1)
+
+
+def _quantiles(name: str, values: Tensor) -> dict[str, Tensor]:
+    """Minimum, median and maximum over layers of ``(r, l)``."""
+    return {
+        f"{name}_min": values.amin(1),
+        f"{name}_median": values.median(1).values,
+        f"{name}_max": values.amax(1),
+    }
+
+
+def _patch_means(name: str, series: Tensor, patches: int) -> dict[str, Tensor]:
+    """Means over equal patches of a padded window ``(r, 512)``."""
+    means = series.reshape(series.shape[0], patches, WINDOW // patches).mean(-1)
+    return {f"{name}_{i}": means[:, i] for i in range(patches)}

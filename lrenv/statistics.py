@@ -1,0 +1,218 @@
+"""Statistics of an optimizer step: gradient norms, LC sensitivities, update sizes, cosines.
+
+Every tensor has a leading dimension of runs, so that one run of a user's job (``n_runs`` = 1)
+and thousands of stacked trainees go through the same functions.
+
+Shape legend: r runs, l layers, s sampled coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_SAMPLE = 4096
+"""Coordinates read from one tensor, at most about: statistics cost the same for any model size."""
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one measured optimizer step says about the run.
+
+    Attributes:
+        grad_norm: Euclidean gradient norm of each layer, ``(r, l)``.
+        lc: LC sensitivity of each layer (see :func:`lc_bound`), ``(r, l)``.
+        update_ratio: Relative update size |Δθ|/|θ| of each layer, ``(r, l)``.
+        global_ratio: |Δθ|/|θ| over all layers, ``(r,)``.
+        momentum_cos: Cosine between the gradient and minus the last update, which for SGD is the
+            optimizer's momentum; positive while the LR is too small, ``(r,)``.
+        descent_cos: The same cosine for the gradient that made the last update, ``(r,)``.
+        gradient_cos: Cosine between successive mini-batch gradients, ``(r,)``.
+        param_norm: |θ| over all layers, ``(r,)``.
+        update_norm: |Δθ| over all layers, ``(r,)``.
+        distance: |θ − θ₀|, the distance from the start of the run, ``(r,)``.
+    """
+
+    grad_norm: Tensor
+    lc: Tensor
+    update_ratio: Tensor
+    global_ratio: Tensor
+    momentum_cos: Tensor
+    descent_cos: Tensor
+    gradient_cos: Tensor
+    param_norm: Tensor
+    update_norm: Tensor
+    distance: Tensor
+
+
+def group_layers(shapes: Sequence[torch.Size]) -> list[int]:
+    """Assign tensors to layers: a matrix starts a layer, the vectors after it belong to it.
+
+    Args:
+        shapes: Shapes of the parameters of one run, without the dimension of runs.
+
+    Returns:
+        The layer index of each tensor, rising from 0.
+    """
+    index, layers = -1, []
+    for shape in shapes:
+        if len(shape) > 1 or index < 0:
+            index += 1
+        layers.append(index)
+    return layers
+
+
+def lc_nuclear(theta: Tensor, grad: Tensor) -> Tensor:
+    """LC sensitivity in its cheap form: nuclear norm of (θ ⊙ g)², elementwise square.
+
+    Args:
+        theta: One parameter; vectors count as one row, convolutions as (out, −1).
+        grad: Its gradient, of the same shape.
+
+    Returns:
+        The sum of the singular values, a scalar.
+    """
+    squares = (theta * grad).square()
+    matrix = squares.reshape(squares.shape[0], -1) if squares.ndim > 1 else squares.reshape(1, -1)
+    return torch.linalg.svdvals(matrix).sum()
+
+
+def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
+    """Lower bound of :func:`lc_nuclear` without a singular value decomposition.
+
+    For S = (θ ⊙ g)² of rank k, ‖S‖_F ≤ ‖S‖_* ≤ √k·‖S‖_F; this is ‖S‖_F, estimated from the
+    sampled coordinates.
+
+    Args:
+        theta: Sampled coordinates of a layer, ``(r, s)``.
+        grad: Their gradient, ``(r, s)``.
+        strides: How many coordinates each one stands for, ``(s,)``.
+
+    Returns:
+        One value a run, ``(r,)``.
+    """
+    return ((theta * grad).pow(4) * strides).sum(1).sqrt()
+
+
+class StepMeter:
+    """Measures optimizer steps of ``n_runs`` runs in lockstep.
+
+    Call :meth:`before` between backward and the optimizer step and :meth:`after` behind it. Keeps
+    three samples of the parameters, of at most about ``MAX_SAMPLE`` coordinates a tensor each.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._layers: list[int] = []
+        self._widths: list[int] = []
+        self._strides = torch.empty(0)
+        self._start: Tensor | None = None
+        self._theta: Tensor | None = None
+        self._last: tuple[int, Tensor, Tensor] | None = None
+        self._norms = torch.empty(0)
+        self._lc = torch.empty(0)
+        self._cosines: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def before(self, step: int, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Read parameters and gradients ahead of optimizer step number ``step``.
+
+        Args:
+            step: The number of the step, from 0; cosines need two steps in a row.
+            params: Parameters, ``(r, ...)`` each.
+            grads: Their gradients, of the same shapes.
+        """
+        if self._start is None:
+            self._lay_out(params)
+        theta, grad = self._sample(params), self._sample(grads)
+        if self._start is None:
+            self._start = theta.clone()
+        self._norms = self._layer_norms(grads)
+        self._lc = torch.stack(
+            [
+                lc_bound(t, g, w)
+                for t, g, w in zip(
+                    theta.split(self._widths, 1),
+                    grad.split(self._widths, 1),
+                    self._strides.split(self._widths),
+                    strict=True,
+                )
+            ],
+            1,
+        )
+        self._cosines = self._measure_cosines(step, grad)
+        self._theta, self._grad, self._step = theta, grad, step
+
+    def after(self, params: Sequence[Tensor]) -> StepStats:
+        """Read the parameters behind the optimizer step and return its statistics."""
+        assert self._theta is not None and self._start is not None and self._cosines is not None
+        now = self._sample(params)
+        update = now - self._theta
+        theta_sq, update_sq = self._layer_squares(self._theta), self._layer_squares(update)
+        param_norm, update_norm = theta_sq.sum(1).sqrt(), update_sq.sum(1).sqrt()
+        self._last = (self._step, self._grad, update)
+        return StepStats(
+            grad_norm=self._norms,
+            lc=self._lc,
+            update_ratio=(update_sq / (theta_sq + _TINY)).sqrt(),
+            global_ratio=update_norm / (param_norm + _TINY),
+            momentum_cos=self._cosines[0],
+            descent_cos=self._cosines[1],
+            gradient_cos=self._cosines[2],
+            param_norm=param_norm,
+            update_norm=update_norm,
+            distance=self._layer_squares(now - self._start).sum(1).sqrt(),
+        )
+
+    def _lay_out(self, params: Sequence[Tensor]) -> None:
+        shapes = [p.shape[1:] for p in params]
+        self._layers = group_layers(shapes)
+        counts = [max(1, shape.numel()) for shape in shapes]
+        # An odd stride shares no factor with the usual row lengths, so all columns are seen.
+        self._sizes = [max(1, n // MAX_SAMPLE) | 1 for n in counts]
+        taken = [-(-n // k) for n, k in zip(counts, self._sizes, strict=True)]
+        self._widths = [0] * (self._layers[-1] + 1)
+        for layer, n in zip(self._layers, taken, strict=True):
+            self._widths[layer] += n
+        self._strides = torch.cat(
+            [params[0].new_full((n,), total / n) for n, total in zip(taken, counts, strict=True)]
+        )
+
+    def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
+        parts = [
+            t.reshape(t.shape[0], -1)[:, ::k] for t, k in zip(tensors, self._sizes, strict=True)
+        ]
+        return torch.cat(parts, 1)
+
+    def _layer_norms(self, grads: Sequence[Tensor]) -> Tensor:
+        squares: list[Tensor | None] = [None] * len(self._widths)
+        for layer, grad in zip(self._layers, grads, strict=True):
+            norm = torch.linalg.vector_norm(grad.reshape(grad.shape[0], -1), dim=1).square()
+            known = squares[layer]
+            squares[layer] = norm if known is None else known + norm
+        return torch.stack([s for s in squares if s is not None], 1).sqrt()
+
+    def _layer_squares(self, sample: Tensor) -> Tensor:
+        weighted = sample.square() * self._strides
+        return torch.stack([part.sum(1) for part in weighted.split(self._widths, 1)], 1)
+
+    def _measure_cosines(self, step: int, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._last is None or self._last[0] != step - 1:
+            nothing = grad.new_full((grad.shape[0],), torch.nan)
+            return nothing, nothing, nothing
+        _, last_grad, last_update = self._last
+        descent = -last_update
+        return (
+            self._cosine(grad, descent),
+            self._cosine(last_grad, descent),
+            self._cosine(grad, last_grad),
+        )
+
+    def _cosine(self, a: Tensor, b: Tensor) -> Tensor:
+        dot = (a * b * self._strides).sum(1)
+        norms = (a.square() * self._strides).sum(1) * (b.square() * self._strides).sum(1)
+        return dot / (norms.sqrt() + _TINY)

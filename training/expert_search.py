@@ -1,0 +1,129 @@
+"""The tuned expert of a task: grid search over expert schedules and peak learning rates."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrenv.errors import InputError
+from lrenv.policies.experts import TUNED_KINDS, schedule
+from lrenv.trainees.batched import BatchedMLP, repeat_spec
+from lrenv.trainees.families import Task, load_data
+from lrenv.trainees.mlp import OptimizerSpec
+from lrenv.training.runfolder import read_json, write_json
+
+N_PEAKS = 13
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Final losses of every expert and peak of the grid on one task.
+
+    Attributes:
+        kinds: Expert of each run of the grid.
+        peaks: Its peak LR.
+        val_loss: Its final validation loss; infinite if it diverged.
+        train_loss: Its mean training loss over the run.
+    """
+
+    kinds: tuple[str, ...]
+    peaks: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    train_loss: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """Index of the tuned expert in the grid."""
+        return min(range(len(self.val_loss)), key=self.val_loss.__getitem__)
+
+    @property
+    def reference(self) -> float:
+        """Final validation loss of the tuned expert."""
+        return self.val_loss[self.best]
+
+    def log_schedule(self, total_steps: int, sharpness: float = 0.02) -> Tensor:
+        """Log LR at every step, averaged over the experts close to the best, ``(total_steps,)``.
+
+        An expert whose log loss is worse by ``sharpness`` weighs e times less.
+        """
+        losses = torch.tensor(self.val_loss, dtype=torch.float64)
+        weights = torch.softmax(-torch.log(losses / self.reference) / sharpness, 0)
+        total = torch.zeros(total_steps, dtype=torch.float64)
+        for kind, peak, weight in zip(self.kinds, self.peaks, weights.tolist(), strict=True):
+            if weight > 0.01:
+                rates = torch.tensor(schedule(kind, total_steps, peak), dtype=torch.float64)
+                total += weight * torch.log(rates.clamp_min(1e-3 * peak))
+        return (total / weights[weights > 0.01].sum()).float()
+
+
+def peak_grid(optimizer: OptimizerSpec) -> list[float]:
+    """Peaks over four decades in thirds of a decade, around the optimizer's usual range."""
+    lowest = 1e-5 if optimizer.name != "sgd" else 1e-3 * (1.0 - optimizer.momentum)
+    return [lowest * 10 ** (k / 3) for k in range(N_PEAKS)]
+
+
+def search_experts(task: Task, cache: Path | None = None) -> SearchResult:
+    """Run the grid on a task, or read its result from the cache.
+
+    Args:
+        task: The task.
+        cache: Folder of earlier results; :func:`expert_cache` by default.
+    """
+    path = (cache or expert_cache()) / f"{task.key()}.json"
+    if path.exists():
+        data = read_json(path)
+        if data.pop("format", None) == _FORMAT:
+            data.pop("task")
+            return SearchResult(**{k: tuple(v) for k, v in data.items()})
+    result = _run_grid(task)
+    write_json(path, {"format": _FORMAT, "task": task.to_json(), **asdict(result)})
+    return result
+
+
+def expert_cache() -> Path:
+    """Folder of search results: ``$LRENV_CACHE/experts`` or ``~/.cache/lrenv/experts``."""
+    root = Path(os.environ.get("LRENV_CACHE") or "~/.cache/lrenv").expanduser()
+    return root / "experts"
+
+
+def _run_grid(task: Task) -> SearchResult:
+    grid = [(kind, peak) for kind in TUNED_KINDS for peak in peak_grid(task.spec.optimizer)]
+    val, train = run_schedules(
+        task, [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
+    )
+    kinds, peaks = zip(*grid, strict=True)
+    result = SearchResult(kinds, peaks, tuple(val), tuple(train))
+    if not math.isfinite(result.reference):
+        raise InputError(
+            f"Expected at least one expert to train {task.spec}, but all of them diverged; "
+            "check the data."
+        )
+    return result
+
+
+def run_schedules(
+    task: Task, schedules: Sequence[Sequence[float]]
+) -> tuple[list[float], list[float]]:
+    """Train one run of a task under each schedule, all with the same seed.
+
+    Returns:
+        Final validation loss and mean training loss of each run; infinite where not finite.
+    """
+    rates = torch.tensor(schedules)
+    trainee = BatchedMLP(
+        repeat_spec(task.spec, len(schedules)), load_data(task.data), [task.seed] * len(schedules)
+    )
+    total = torch.zeros(len(schedules))
+    for step in range(task.spec.total_steps):
+        total += trainee.backward()
+        trainee.update(rates[:, step])
+    final, _ = trainee.evaluate("val")
+    mean = total / task.spec.total_steps
+    return [torch.nan_to_num(values, torch.inf, torch.inf).tolist() for values in (final, mean)]  # type: ignore[return-value]

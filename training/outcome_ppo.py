@@ -1,0 +1,236 @@
+"""PPO on the outcome of whole runs (Schulman et al. 2017), fine-tuning a clone.
+
+A group of runs of one and the same task shares initialisation and batches, so that differences
+between their outcomes come from the schedules alone: the return of a run is minus the log ratio of
+its final validation loss to the tuned expert's, centred in its group. The causal Transformer
+reads a whole run at once, which makes an update as cheap as cloning; stable-baselines3's PPO,
+which trains the classic policies, reads every decision's window anew.
+
+Shape legend: r runs, t decisions, f features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.observation import FEATURES
+from lrenv.policies.network import Head
+from lrenv.trainees.families import Task
+from lrenv.training.expert_search import search_experts
+from lrenv.training.rollout import (
+    VAL_COLUMNS,
+    NetworkChoice,
+    Rollout,
+    drop_signals,
+    roll_out,
+)
+from lrenv.training.runfolder import read_state, write_state
+from lrenv.training.settings import GeneralistSettings
+
+WORST_RETURN = -2.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts of several groups, padded to the same length.
+
+    Attributes:
+        tokens: Observations, ``(r, t, f)``.
+        actions: Actions before clipping, ``(r, t)``.
+        mask: 1 for real decisions, ``(r, t)``.
+        returns: Return of each run, centred in its group, ``(r,)``.
+        log_ratio: Log ratio to the tuned expert, ``(r,)``.
+    """
+
+    tokens: Tensor
+    actions: Tensor
+    mask: Tensor
+    returns: Tensor
+    log_ratio: Tensor
+
+
+def log_ratios(final: Tensor, reference: float) -> Tensor:
+    """Log of final losses over the tuned expert's; ``-WORST_RETURN`` where worse or diverged."""
+    ratio = torch.log(final / reference)
+    return torch.nan_to_num(ratio, -WORST_RETURN, -WORST_RETURN).clamp(WORST_RETURN, -WORST_RETURN)
+
+
+def join_groups(groups: Sequence[tuple[Rollout, float]]) -> Batch:
+    """Pad and stack groups of rollouts with the tuned expert's loss of each group."""
+    parts: list[Batch] = []
+    for rollout, reference in groups:
+        n_runs, t, f = rollout.tokens.shape
+        tokens = torch.zeros(n_runs, MAX_DECISIONS, f)
+        actions, mask = torch.zeros(2, n_runs, MAX_DECISIONS)
+        tokens[:, :t], actions[:, :t], mask[:, :t] = rollout.tokens, rollout.actions, 1.0
+        ratio = log_ratios(rollout.final, reference)
+        parts.append(Batch(tokens, actions, mask, ratio.mean() - ratio, ratio))
+    names = ("tokens", "actions", "mask", "returns", "log_ratio")
+    return Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
+def advantages(values: Tensor, returns: Tensor, mask: Tensor, lam: float) -> Tensor:
+    """Generalised advantage estimates with one reward at the end and no discount, ``(r, t)``."""
+    out = torch.zeros_like(values)
+    carry = torch.zeros_like(returns)
+    following = returns
+    for t in reversed(range(values.shape[1])):
+        real = mask[:, t] > 0
+        delta = following - values[:, t]
+        carry = torch.where(real, delta + lam * carry, carry)
+        out[:, t] = torch.where(real, carry, 0.0)
+        following = torch.where(real, values[:, t], following)
+    return out
+
+
+class OutcomePPO:
+    """Fine-tunes an actor on the outcome of runs.
+
+    Args:
+        actor: The clone; trained in place.
+        settings: The settings.
+        writer: TensorBoard's writer.
+    """
+
+    def __init__(self, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
+        self.actor, self.settings, self._writer = actor, settings, writer
+        self._clone = copy.deepcopy(actor).requires_grad_(False)
+        self.critic = Head("scale-free", actor.trunk.embed.in_features)  # type: ignore[union-attr]
+        self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
+        self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
+        self.updates = 0
+
+    def update(self, tasks: Sequence[Task]) -> float:
+        """Roll out a group on each task and learn from them; returns the mean log ratio."""
+        generator = torch.Generator().manual_seed(self.settings.seed * 10**7 + self.updates)
+        batch = self._collect(tasks, generator)
+        learn_actor = self.updates >= self.settings.critic_warmup
+        losses = self._learn(batch, generator, learn_actor)
+        self.updates += 1
+        losses["charts/log_ratio"] = batch.log_ratio.mean().item()
+        losses["charts/worst_share"] = (batch.log_ratio >= -WORST_RETURN).float().mean().item()
+        for name, value in losses.items():
+            self._writer.add_scalar(name, value, self.updates)
+        return losses["charts/log_ratio"]
+
+    def state_dict(self) -> dict[str, object]:
+        """Return everything that is needed to go on."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {
+            "updates": self.updates
+        }
+
+    def load(self, path: Path) -> dict[str, object]:
+        """Take back a state that was written to a file, and return it."""
+        state = read_state(path)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.updates = state["updates"]
+        return state
+
+    def save(self, path: Path, **extra: object) -> None:
+        """Write the state to a file, with further plain values."""
+        write_state(path, {**self.state_dict(), **extra})
+
+    def _parts(self) -> dict[str, Head | torch.optim.Optimizer]:
+        return {
+            "actor": self.actor,
+            "clone": self._clone,
+            "critic": self.critic,
+            "actor_opt": self._actor_opt,
+            "critic_opt": self._critic_opt,
+        }
+
+    def _collect(self, tasks: Sequence[Task], generator: torch.Generator) -> Batch:
+        groups = []
+        for task in tasks:
+            n = self.settings.group
+            choose = NetworkChoice(self.actor, self.settings.action_std, generator)
+            # One mask for the group, so that its runs differ in their schedules alone.
+            mask = drop_signals(1, generator).expand(n, -1)
+            groups.append((roll_out(task, n, choose, mask), search_experts(task).reference))
+        return join_groups(groups)
+
+    def _learn(
+        self, batch: Batch, generator: torch.Generator, learn_actor: bool
+    ) -> dict[str, float]:
+        settings, mask = self.settings, batch.mask
+        with torch.no_grad():
+            old = self.actor(batch.tokens)
+            clone = self._clone(batch.tokens)
+            gains = advantages(self.critic(batch.tokens), batch.returns, mask, settings.gae_lambda)
+            gains = gains / ((gains.square() * mask).sum() / mask.sum()).sqrt().clamp_min(1e-4)
+        log: dict[str, float] = {}
+        go_on = learn_actor
+        for _ in range(settings.epochs):
+            order = torch.randperm(len(mask), generator=generator)
+            for index in order.chunk(2):
+                part = Batch(*(getattr(batch, k)[index] for k in vars(batch)))
+                log["losses/value"] = self._critic_step(part)
+                if go_on:
+                    log |= self._actor_step(part, old[index], clone[index], gains[index])
+                    go_on = log["losses/approx_kl"] <= settings.target_kl
+        return log
+
+    def _critic_step(self, batch: Batch) -> float:
+        values = self.critic(batch.tokens)
+        error = F.smooth_l1_loss(
+            values, batch.returns[:, None].expand_as(values), reduction="none", beta=0.1
+        )
+        loss = _masked_mean(error, batch.mask)
+        return _step(loss, self.critic, self._critic_opt)
+
+    def _actor_step(
+        self, batch: Batch, old: Tensor, clone: Tensor, gains: Tensor
+    ) -> dict[str, float]:
+        settings, std = self.settings, self.settings.action_std
+        mean = self.actor(batch.tokens)
+        log_ratio = ((batch.actions - old).square() - (batch.actions - mean).square()) / (
+            2 * std**2
+        )
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+        surrogate = torch.minimum(ratio * gains, clipped * gains)
+        kl_clone = _masked_mean((mean - clone).square() / (2 * std**2), batch.mask)
+        loss = settings.kl_clone * kl_clone - _masked_mean(surrogate, batch.mask)
+        moved = _masked_mean((mean - old).square() / (2 * std**2), batch.mask).item()
+        return {
+            "losses/policy": _step(loss, self.actor, self._actor_opt),
+            "losses/approx_kl": moved,
+            "losses/kl_clone": kl_clone.item(),
+        }
+
+
+def evaluate_actor(actor: Head, tasks: Sequence[Task]) -> Tensor:
+    """Log ratio to the tuned expert on each task, without and with a validation loss.
+
+    Returns:
+        Two values a task, ``(len(tasks), 2)``.
+    """
+    mask = torch.ones(2, len(FEATURES))
+    mask[0, VAL_COLUMNS] = 0.0
+    ratios = []
+    for task in tasks:
+        final = roll_out(task, 2, NetworkChoice(actor), mask).final
+        ratios.append(log_ratios(final, search_experts(task).reference))
+    return torch.stack(ratios)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum()
+
+
+def _step(loss: Tensor, module: Head, optimizer: torch.optim.Optimizer) -> float:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+    optimizer.step()
+    return loss.item()

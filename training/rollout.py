@@ -1,0 +1,124 @@
+"""Rollouts of a task in lockstep, and what is kept of them.
+
+Shape legend: r runs, t decisions, f features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrenv.action import MAX_CHANGE
+from lrenv.controller import Controller, run_interval
+from lrenv.observation import FEATURES, ScaleFreeObserver
+from lrenv.policies.network import Head
+from lrenv.trainees.batched import BatchedMLP, repeat_spec
+from lrenv.trainees.families import Task, load_data
+
+VALIDATE_EVERY = 4
+"""Decisions between two validation losses."""
+
+VALIDATION_EXAMPLES = 256
+"""Examples of the validation split that the policy's signal is computed on."""
+
+VAL_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("val_")]
+_OPTIMIZER_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("optimizer_")]
+
+Choose = Callable[[Tensor, Controller], Tensor]
+"""From the newest token ``(r, f)`` and the controller to the actions ``(r,)``."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Runs of one task.
+
+    Attributes:
+        tokens: Observations, one token a decision, ``(r, t, f)``.
+        actions: Actions taken, before clipping, ``(r, t)``.
+        lrs: LR after each decision, ``(r, t)``.
+        final: Final validation loss on the whole split, ``(r,)``; not finite where diverged.
+    """
+
+    tokens: Tensor
+    actions: Tensor
+    lrs: Tensor
+    final: Tensor
+
+
+def drop_signals(n_runs: int, generator: torch.Generator) -> Tensor:
+    """Draw a mask ``(r, f)`` that hides signals some jobs do not give.
+
+    Half the runs see no validation loss, a tenth does not know its optimizer.
+    """
+    mask = torch.ones(n_runs, len(FEATURES))
+    no_val = torch.rand(n_runs, generator=generator) < 0.5
+    unknown = torch.rand(n_runs, generator=generator) < 0.1
+    for column in VAL_COLUMNS:
+        mask[no_val, column] = 0.0
+    for column in _OPTIMIZER_COLUMNS:
+        mask[unknown, column] = 0.0
+    return mask
+
+
+def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None) -> Rollout:
+    """Train ``n_runs`` runs of a task under a policy.
+
+    Args:
+        task: The task; all runs share its seed.
+        n_runs: How many runs.
+        choose: The policy.
+        mask: Signals that each run is given, ``(r, f)``; all by default.
+    """
+    trainee = BatchedMLP(repeat_spec(task.spec, n_runs), load_data(task.data), [task.seed] * n_runs)
+    controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
+    observer = controller.observer
+    assert isinstance(observer, ScaleFreeObserver)
+    actions, lrs = [], []
+    while not controller.done:
+        run_interval(trainee, controller)
+        due = len(actions) % VALIDATE_EVERY == 0
+        val = trainee.evaluate("val", VALIDATION_EXAMPLES)[0] if due else None
+        controller.close(val)
+        if controller.deciding:
+            if mask is not None:
+                observer.tokens[-1] = observer.tokens[-1] * mask
+            action = choose(observer.tokens[-1], controller)
+            lrs.append(controller.act(action).lr)
+            actions.append(action)
+    tokens = torch.stack(observer.tokens[: len(actions)], 1)
+    final = trainee.evaluate("val")[0]
+    return Rollout(tokens, torch.stack(actions, 1), torch.stack(lrs, 1), final)
+
+
+class NetworkChoice:
+    """Chooses by an actor, with Gaussian noise of a given deviation."""
+
+    def __init__(self, actor: Head, std: float = 0.0, generator: torch.Generator | None = None):
+        self._actor, self._std, self._generator = actor, std, generator
+        self._cache: list[list[Tensor]] = []
+
+    @torch.no_grad()
+    def __call__(self, token: Tensor, controller: Controller) -> Tensor:
+        """Return actions ``(r,)`` for the newest token ``(r, f)``."""
+        mean = self._actor.step(token, self._cache)
+        if self._std == 0.0:
+            return mean
+        return mean + self._std * torch.randn(mean.shape, generator=self._generator)
+
+
+def recovery_label(log_schedule: Tensor, controller: Controller) -> Tensor:
+    """The action that brings each run to the expert's LR in the coming interval, ``(r,)``.
+
+    DAgger's label (Ross et al. 2011): log of the tuned expert's LR at this time over the current.
+
+    Args:
+        log_schedule: Log LR of the expert at every step, ``(total_steps,)``.
+        controller: A controller that waits for a decision.
+    """
+    start = controller.step
+    end = next(e for e in controller.plan.ends if e > start)
+    target = torch.logsumexp(log_schedule[start:end], 0) - torch.tensor(float(end - start)).log()
+    return ((target - torch.log(controller.lr)) / MAX_CHANGE).clamp(-1.0, 1.0)
