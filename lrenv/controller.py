@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lrenv.window import Interval
 
 Preset = Literal["scale-free", "classic"]
 PRESETS: tuple[Preset, ...] = ("scale-free", "classic")
+_PLAIN_STATE = ("step", "deciding", "lr", "_start_lr", "_found", "_unfit", "_index", "_losses")
 
 
 class Run(Protocol):
@@ -86,11 +87,10 @@ class Controller:
         self.plan: DecisionPlan
         self.observer: ScaleFreeObserver | ClassicObserver
         if preset == "classic":
-            self.plan, self.observer, first = classic_plan(total_steps), ClassicObserver(), 0.0
-            first = CLASSIC_RANGE[0]
+            self.plan, self.observer = classic_plan(total_steps), ClassicObserver()
         else:
             self.plan, self.observer = scale_free_plan(total_steps), ScaleFreeObserver(traits)
-            first = PROBE_LR
+        first = CLASSIC_RANGE[0] if preset == "classic" else PROBE_LR
         self.step = 0
         self.deciding = False
         self.lr = torch.full((n_runs,), first, device=device)
@@ -160,6 +160,32 @@ class Controller:
             self.lr = relative_lr(self.lr, guarded, self._start_lr)
         self.deciding = False
         return Decision(self.step, action, self.lr, self._unfit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state at any step as tensors and plain values."""
+        plain = {name: getattr(self, name) for name in _PLAIN_STATE}
+        plain["_losses"] = list(self._losses)
+        return {
+            **plain,
+            "total_steps": self.plan.total_steps,
+            "stats": [dict(vars(s)) for s in self._stats],
+            "meter": self._meter.state_dict(),
+            "observer": self.observer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        if state["total_steps"] != self.plan.total_steps:
+            raise InputError(
+                f"Expected the state of a run of {self.plan.total_steps} optimizer steps, got one "
+                f"of {state['total_steps']}; resume with the total_steps the run was started with."
+            )
+        for name in _PLAIN_STATE:
+            setattr(self, name, state[name])
+        self._losses = list(state["_losses"])
+        self._stats = [StepStats(**s) for s in state["stats"]]
+        self._meter.load_state_dict(state["meter"])
+        self.observer.load_state_dict(state["observer"])
 
 
 def run_interval(run: Run, controller: Controller) -> None:

@@ -15,7 +15,7 @@ CALIBRATION_STEPS = 3
 MEASURED_STEPS = 4
 """Last optimizer steps of a decision interval whose gradients are read, at most."""
 
-CLASSIC_INTERVAL = 10
+CLASSIC_INTERVAL = 20
 """Optimizer steps between two decisions of the classic preset."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from lrenv.decisions import MAX_DECISIONS
 from lrenv.statistics import StepStats
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
-_CLIP = 5.0
+CLIP = 5.0
+"""Bound of every scale-free feature."""
+
+CLASSIC_CLIP = 1e3
+"""Bound of every classic feature."""
+
 _TINY = 1e-12
 _LOSS_PATCHES = 8
 _LAYER_PATCHES = 4
@@ -129,8 +135,8 @@ class ScaleFreeObserver:
         }
         like = self._memo["loss"]
         columns = [torch.as_tensor(rows[k], dtype=like.dtype).expand_as(like) for k in FEATURES]
-        token = torch.nan_to_num(torch.stack(columns, 1), 0.0, _CLIP, -_CLIP)
-        self.tokens.append(token.clamp(-_CLIP, _CLIP))
+        token = torch.nan_to_num(torch.stack(columns, 1), 0.0, CLIP, -CLIP)
+        self.tokens.append(token.clamp(-CLIP, CLIP))
 
     def padded(self) -> Tensor:
         """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
@@ -139,15 +145,20 @@ class ScaleFreeObserver:
         out[:, : tokens.shape[1]] = tokens
         return out
 
-    def state_dict(self) -> dict[str, object]:
-        """Return the state between two decisions as tensors."""
-        if self._early:
-            raise RuntimeError("Expected the state to be asked for after the first decision.")
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
         return {
             "memo": dict(self._memo),
             "tokens": list(self.tokens),
+            "early": [interval.to_state() for interval in self._early],
             "window": self.window.state_dict(),
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._memo, self.tokens = dict(state["memo"]), list(state["tokens"])
+        self._early = [Interval.from_state(interval) for interval in state["early"]]
+        self.window.load_state_dict(state["window"])
 
     def _remember(self, name: str, value: Tensor) -> Tensor:
         """Store ``value`` under ``name`` and return what stood there, or the value at first."""
@@ -272,7 +283,17 @@ class ClassicObserver:
         columns = torch.stack([left, window.loss, val], -1)
         lr = torch.log10(window.lr)[..., None]
         rows = pad_left(torch.cat([columns, window.grad_norm, lr], -1))
-        return torch.nan_to_num(rows, 0.0, 1e3, -1e3).clamp(-1e3, 1e3)
+        return torch.nan_to_num(rows, 0.0, CLASSIC_CLIP, -CLASSIC_CLIP).clamp(
+            -CLASSIC_CLIP, CLASSIC_CLIP
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+        return {"window": self.window.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.window.load_state_dict(state["window"])
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ def lc_nuclear(theta: Tensor, grad: Tensor) -> Tensor:
     """
     squares = (theta * grad).square()
     matrix = squares.reshape(squares.shape[0], -1) if squares.ndim > 1 else squares.reshape(1, -1)
-    return torch.linalg.svdvals(matrix).sum()
+    singular: Tensor = torch.linalg.svdvals(matrix)
+    return singular.sum()
 
 
 def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
@@ -117,6 +118,8 @@ class StepMeter:
         self._norms = torch.empty(0)
         self._lc = torch.empty(0)
         self._cosines: tuple[Tensor, Tensor, Tensor] | None = None
+        self._grad = torch.empty(0)
+        self._step = -1
 
     def before(self, step: int, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Read parameters and gradients ahead of optimizer step number ``step``.
@@ -149,7 +152,9 @@ class StepMeter:
 
     def after(self, params: Sequence[Tensor]) -> StepStats:
         """Read the parameters behind the optimizer step and return its statistics."""
-        assert self._theta is not None and self._start is not None and self._cosines is not None
+        assert self._theta is not None
+        assert self._start is not None
+        assert self._cosines is not None
         now = self._sample(params)
         update = now - self._theta
         theta_sq, update_sq = self._layer_squares(self._theta), self._layer_squares(update)
@@ -168,6 +173,14 @@ class StepMeter:
             distance=self._layer_squares(now - self._start).sum(1).sqrt(),
         )
 
+    def state_dict(self) -> dict[str, object]:
+        """Return the state as tensors and plain values."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        vars(self).update(state)
+
     def _lay_out(self, params: Sequence[Tensor]) -> None:
         shapes = [p.shape[1:] for p in params]
         self._layers = group_layers(shapes)
@@ -179,19 +192,23 @@ class StepMeter:
         for layer, n in zip(self._layers, taken, strict=True):
             self._widths[layer] += n
         self._strides = torch.cat(
-            [params[0].new_full((n,), total / n) for n, total in zip(taken, counts, strict=True)]
+            [
+                params[0].new_full((n,), total / n, dtype=torch.float32)
+                for n, total in zip(taken, counts, strict=True)
+            ]
         )
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
             t.reshape(t.shape[0], -1)[:, ::k] for t, k in zip(tensors, self._sizes, strict=True)
         ]
-        return torch.cat(parts, 1)
+        return torch.cat(parts, 1).float()
 
     def _layer_norms(self, grads: Sequence[Tensor]) -> Tensor:
         squares: list[Tensor | None] = [None] * len(self._widths)
         for layer, grad in zip(self._layers, grads, strict=True):
-            norm = torch.linalg.vector_norm(grad.reshape(grad.shape[0], -1), dim=1).square()
+            flat = grad.reshape(grad.shape[0], -1)
+            norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()
             known = squares[layer]
             squares[layer] = norm if known is None else known + norm
         return torch.stack([s for s in squares if s is not None], 1).sqrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ class Interval:
     lr: Tensor
     stats: Sequence[StepStats]
     val_loss: Tensor | None
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the interval as tensors and plain values."""
+        return {**vars(self), "stats": [dict(vars(s)) for s in self.stats]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Interval:
+        """Read what :meth:`to_state` returned."""
+        return cls(**{**state, "stats": [StepStats(**s) for s in state["stats"]]})
 
     @property
     def end(self) -> int:
@@ -93,15 +103,13 @@ class StepWindow:
             )
         self._empty = False
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the rows as tensors."""
-        return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def state_dict(self) -> dict[str, object]:
+        """Return the state as tensors and plain values."""
+        return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        for name, value in state.items():
-            setattr(self, name, value.clone())
-        self._empty = self.loss.numel() == 0
+        vars(self).update(state)
 
 
 def _per_step(values: list[Tensor], n: int) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lrenv.controller import PRESETS, Controller
+from lrenv.controller import PRESETS, Controller, Preset
 from lrenv.errors import PolicyFileError
 from lrenv.observation import FEATURES, ClassicObserver, ScaleFreeObserver
 from lrenv.policies.network import Head, state_on_cpu
@@ -51,9 +51,10 @@ class FrozenPolicy:
         return str(self.card["name"])
 
     @property
-    def preset(self) -> str:
+    def preset(self) -> Preset:
         """The preset of observation and action."""
-        return str(self.card["preset"])
+        preset: Preset = self.card["preset"]
+        return preset
 
     def start(self) -> None:
         """Forget the run so far."""
@@ -103,25 +104,18 @@ def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -
     weights, path = folder / f"{name}.safetensors", folder / f"{name}.json"
     temporary = folder / f".{name}.safetensors.tmp"
     save_file(state_on_cpu(actor), temporary)
-    n_features = next(iter(actor.trunk.parameters())).shape[-1]
     full = {
         "format": FORMAT_VERSION,
         "name": name,
-        "features": feature_list(card["preset"], _n_features(actor)),
+        "features": feature_list(card["preset"], actor.n_features),
         "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
         **card,
     }
-    del n_features
     temporary.replace(weights)
     draft = folder / f".{name}.json.tmp"
     draft.write_text(json.dumps(full, indent=1) + "\n")
     draft.replace(path)
     return path
-
-
-def _n_features(actor: Head) -> int:
-    trunk = actor.trunk
-    return trunk.embed.in_features if hasattr(trunk, "embed") else trunk.width
 
 
 def shipped_policies() -> list[str]:
@@ -148,7 +142,8 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
         blob = weights.read_bytes()
     except OSError as error:
         raise PolicyFileError(
-            f"Expected the weights of {card_path.stem!r} at {weights}, got: {error.strerror}; keep both files together."
+            f"Expected the weights of {card_path.stem!r} at {weights}, got: {error.strerror}; keep "
+            "both files together."
         ) from None
     if hashlib.sha256(blob).hexdigest() != card["sha256"]:
         raise PolicyFileError(

@@ -6,8 +6,6 @@ Shape legend: b batch, t decisions, f features, d width, w window.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +45,8 @@ class _Block(nn.Module):
             cache[:] = [k, v]
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         x = x + self.out(attended.transpose(1, 2).reshape(b, t, d))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class CausalTransformer(nn.Module):
@@ -87,7 +86,7 @@ class CausalTransformer(nn.Module):
     def last(self, padded: Tensor) -> Tensor:
         """Features of the last decision of observations padded behind, ``(b, t, f)``."""
         length = padded[:, :, 0].sum(1).long().clamp_min(1)
-        features = self(padded[:, : int(length.max())])
+        features: Tensor = self(padded[:, : int(length.max())])
         return features[torch.arange(len(padded), device=padded.device), length - 1]
 
 
@@ -134,6 +133,7 @@ class Head(nn.Module):
 
     def __init__(self, preset: str, n_features: int) -> None:
         super().__init__()
+        self.n_features = n_features
         self.trunk = build_trunk(preset, n_features)
         self.head = nn.Linear(self.trunk.width, 1)
         nn.init.zeros_(self.head.bias)
@@ -157,8 +157,3 @@ class Head(nn.Module):
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
     """Return contiguous copies of a module's state, ready for safetensors."""
     return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-
-
-def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state, strictly."""
-    module.load_state_dict(dict(state), strict=True)

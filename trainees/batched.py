@@ -146,7 +146,7 @@ class BatchedMLP:
         return x, self._labels.gather(1, index.expand(self.n_runs, -1))
 
     def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pre- and post-activations of all layers; ``x`` is ``(n, i)`` if shared or ``(r, n, i)``."""
+        """Pre- and post-activations of all layers; ``x`` is ``(n, i)``, or ``(r, n, i)``."""
         pre, post = [], [x]
         for weight, bias in zip(self._params[::2], self._params[1::2], strict=True):
             if post[-1].ndim == 2:

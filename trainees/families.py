@@ -138,7 +138,7 @@ def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
     return OptimizerSpec(name, 0.9, draw.choice((0.95, 0.99, 0.999, 0.999)), decay)
 
 
-def test_tasks(data: str = "mnist") -> Sequence[Task]:
+def held_out_tasks(data: str = "mnist") -> Sequence[Task]:
     """The declared test family of MLPs: 24 trainees on full-size images.
 
     Widths, depths and input sizes are outside the training family, optimizer settings and run

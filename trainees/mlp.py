@@ -43,13 +43,13 @@ class OptimizerSpec:
     beta2: float = 0.999
     weight_decay: float = 0.0
 
-    def build(self, params: Any) -> torch.optim.Optimizer:
-        """Make the torch optimizer, at LR 0 until a scheduler sets one."""
+    def build(self, params: Any, lr: float = 1e-3) -> torch.optim.Optimizer:
+        """Make the torch optimizer, at an LR that whoever drives the trainee replaces."""
         if self.name not in OPTIMIZERS:
             raise InputError(
                 f"Expected an optimizer among {', '.join(OPTIMIZERS)}; got {self.name!r}."
             )
-        kwargs: dict[str, Any] = {"weight_decay": self.weight_decay, "lr": 0.0}
+        kwargs: dict[str, Any] = {"weight_decay": self.weight_decay, "lr": lr}
         if self.name == "sgd":
             kwargs["momentum"] = self.momentum
         else:
@@ -184,6 +184,20 @@ class MLPTrainee:
         for group in self.optimizer.param_groups:
             group["lr"] = float(lr)
         self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return model, optimizer and position in the data as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._step = state["step"]
 
     @torch.no_grad()
     def evaluate(self, split: Split, n_examples: int | None = None) -> tuple[Tensor, Tensor]:

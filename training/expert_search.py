@@ -95,11 +95,15 @@ def expert_cache() -> Path:
 
 def _run_grid(task: Task) -> SearchResult:
     grid = [(kind, peak) for kind in TUNED_KINDS for peak in peak_grid(task.spec.optimizer)]
-    val, train = run_schedules(
-        task, [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
-    )
+    rates = [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
+    outcome = run_schedules(task, rates)
     kinds, peaks = zip(*grid, strict=True)
-    result = SearchResult(kinds, peaks, tuple(val), tuple(train))
+    result = SearchResult(
+        kinds,
+        peaks,
+        tuple(torch.nan_to_num(outcome.val_loss, torch.inf, torch.inf).tolist()),
+        tuple(torch.nan_to_num(outcome.losses.mean(1), torch.inf, torch.inf).tolist()),
+    )
     if not math.isfinite(result.reference):
         raise InputError(
             f"Expected at least one expert to train {task.spec}, but all of them diverged; "
@@ -108,22 +112,33 @@ def _run_grid(task: Task) -> SearchResult:
     return result
 
 
-def run_schedules(
-    task: Task, schedules: Sequence[Sequence[float]]
-) -> tuple[list[float], list[float]]:
-    """Train one run of a task under each schedule, all with the same seed.
+@dataclass(frozen=True)
+class ScheduleOutcome:
+    """What became of the runs under given schedules.
 
-    Returns:
-        Final validation loss and mean training loss of each run; infinite where not finite.
+    Shape legend: r runs, n optimizer steps.
+
+    Attributes:
+        losses: Training loss of every step, ``(r, n)``.
+        val_loss: Final validation loss, ``(r,)``.
+        test_loss: Final test loss, ``(r,)``.
+        test_accuracy: Final test accuracy, ``(r,)``.
     """
-    rates = torch.tensor(schedules)
-    trainee = BatchedMLP(
-        repeat_spec(task.spec, len(schedules)), load_data(task.data), [task.seed] * len(schedules)
-    )
-    total = torch.zeros(len(schedules))
+
+    losses: Tensor
+    val_loss: Tensor
+    test_loss: Tensor
+    test_accuracy: Tensor
+
+
+def run_schedules(task: Task, schedules: Sequence[Sequence[float]]) -> ScheduleOutcome:
+    """Train one run of a task under each schedule, all with the same seed."""
+    rates, n_runs = torch.tensor(schedules), len(schedules)
+    trainee = BatchedMLP(repeat_spec(task.spec, n_runs), load_data(task.data), [task.seed] * n_runs)
+    losses = []
     for step in range(task.spec.total_steps):
-        total += trainee.backward()
+        losses.append(trainee.backward())
         trainee.update(rates[:, step])
-    final, _ = trainee.evaluate("val")
-    mean = total / task.spec.total_steps
-    return [torch.nan_to_num(values, torch.inf, torch.inf).tolist() for values in (final, mean)]  # type: ignore[return-value]
+    return ScheduleOutcome(
+        torch.stack(losses, 1), trainee.evaluate("val")[0], *trainee.evaluate("test")
+    )

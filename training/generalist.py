@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
@@ -21,7 +20,7 @@ from lrenv.training.clone import clone
 from lrenv.training.expert_search import search_experts
 from lrenv.training.outcome_ppo import OutcomePPO, evaluate_actor
 from lrenv.training.progress import console, progress_bar, track
-from lrenv.training.runfolder import make_folder, read_json, write_json
+from lrenv.training.runfolder import check_settings, make_folder
 from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "generalist"
@@ -37,7 +36,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         InputError: The run folder belongs to other settings, or cannot be written.
     """
     folder = make_folder(settings.output)
-    check_settings(folder, settings)
+    check_settings(folder, settings, free={"output", "hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     actor = Head("scale-free", len(FEATURES))
@@ -53,26 +52,6 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         if settings.hours > 0:
             fine_tune(folder, actor, tasks, settings, writer, measured)
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, measured))
-
-
-def check_settings(folder: Path, settings: Any) -> None:
-    """Write the settings of a run folder, or compare them with those there.
-
-    The output folder and the budget may change between restarts.
-    """
-    now = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    path = folder / "settings.json"
-    if path.exists():
-        before = read_json(path)
-        free = {"output", "hours", "updates", "total_timesteps"}
-        changed = [k for k in now if k not in free and before.get(k) != now[k]]
-        if changed:
-            k = changed[0]
-            raise InputError(
-                f"Expected the settings the run in {folder} was started with, got {k}={now[k]!r} "
-                f"instead of {before.get(k)!r}; use another --output."
-            )
-    write_json(path, now)
 
 
 def summary(ratios: Tensor) -> dict[str, float]:
@@ -105,7 +84,7 @@ def fine_tune(
         ppo.save(path, spent=spent, best=best)
     with progress_bar() as bar:
         line = bar.add_task(
-            "PPO (seconds)", total=settings.hours * 3600, completed=spent, status=""
+            "PPO (seconds)", total=settings.hours * 3600, completed=int(spent), status=""
         )
         while spent < settings.hours * 3600 and ppo.updates < settings.updates:
             began = time.monotonic()

@@ -104,7 +104,7 @@ class OutcomePPO:
     def __init__(self, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
         self.actor, self.settings, self._writer = actor, settings, writer
         self._clone = copy.deepcopy(actor).requires_grad_(False)
-        self.critic = Head("scale-free", actor.trunk.embed.in_features)  # type: ignore[union-attr]
+        self.critic = Head("scale-free", actor.n_features)
         self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
         self.updates = 0

@@ -76,7 +76,8 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
     controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
     observer = controller.observer
     assert isinstance(observer, ScaleFreeObserver)
-    actions, lrs = [], []
+    actions: list[Tensor] = []
+    lrs: list[Tensor] = []
     while not controller.done:
         run_interval(trainee, controller)
         due = len(actions) % VALIDATE_EVERY == 0

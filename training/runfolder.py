@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,28 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read what :func:`write_state` wrote; refuses anything but tensors and plain values."""
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
+
+
+def check_settings(folder: Path, settings: Any, free: Set[str]) -> None:
+    """Write the settings of a run folder, or compare them with those there.
+
+    Args:
+        folder: The run folder.
+        settings: A dataclass of settings.
+        free: Names of settings that may change between restarts.
+
+    Raises:
+        InputError: The folder belongs to a run with other settings.
+    """
+    now = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    path = folder / "settings.json"
+    if path.exists():
+        before = read_json(path)
+        changed = [k for k in now if k not in free and before.get(k) != now[k]]
+        if changed:
+            k = changed[0]
+            raise InputError(
+                f"Expected the settings that the run in {folder} was started with, got "
+                f"{k}={now[k]!r} instead of {before.get(k)!r}; use another --output."
+            )
+    write_json(path, now)

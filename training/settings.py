@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,91 @@ class GeneralistSettings:
     """LR of the actor in PPO."""
     critic_lr: float = 5e-4
     """LR of the critic in PPO."""
+
+
+@dataclass(frozen=True)
+class ClassicSettings:
+    """Train a policy of the source: clone one expert or all three, then SB3's PPO."""
+
+    expert: Literal["linear", "cosine", "polynomial", "all"] = "cosine"
+    """The expert to clone."""
+    output: Path = Path("runs/classic")
+    """Folder of the runs, one sub-folder an expert; a run that was stopped goes on from there."""
+    seed: int = 0
+    """Seed of demonstrations and training."""
+    total_steps: int = 1200
+    """Length of an episode in optimizer steps; 100 epochs of MNIST-5k."""
+    peak: float = 1e-4
+    """Peak LR of the experts; the source's."""
+    demonstrations: int = 9
+    """Demonstrated runs, shared between the experts."""
+    clone_steps: int = 240
+    """Optimizer steps of cloning the actor."""
+    critic_steps: int = 60
+    """Optimizer steps of warming the critic up on the demonstrations' returns."""
+    batch_size: int = 60
+    """Decisions in a batch."""
+    clone_lr: float = 3e-3
+    """Peak LR of cloning."""
+    n_envs: int = 4
+    """Environments side by side in PPO."""
+    total_timesteps: int = 2880
+    """Decisions of PPO; 0 keeps the clone alone."""
+    learning_rate: float = 1e-3
+    """LR of PPO."""
+    n_epochs: int = 5
+    """Passes over the rollouts of one PPO update."""
+    gae_lambda: float = 0.92
+    """λ of generalised advantage estimation."""
+    gamma: float = 0.99
+    """Discount."""
+    clip_range: float = 0.2
+    """Clip range of PPO."""
+    max_grad_norm: float = 0.4
+    """Gradient clip of PPO."""
+    action_std: float = 0.1
+    """Initial deviation of the actions."""
+    target_kl: float = 0.05
+    """KL to the last policy at which an update ends."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Compare policies with expert schedules, default and tuned, over paired seeds."""
+
+    policies: tuple[str, ...] = ("default",)
+    """Policies, each by the name of a shipped one or the path of its card."""
+    trainee: str = "mlp-mnist"
+    """Trainee, see the README for the names."""
+    optimizers: tuple[str, ...] = ("adam", "sgd")
+    """Optimizers of the trainee: sgd (momentum 0.9), adam, adamw."""
+    total_steps: int = 600
+    """Length of a run in optimizer steps."""
+    seeds: int = 3
+    """Seeds; every method trains from the same weights on the same batches."""
+    hints: tuple[float, ...] = (1e-3,)
+    """LRs that the learned policies' jobs start with."""
+    peak: float | None = None
+    """Peak LR of the untuned experts; None for the usual default: 1e-3, under SGD 1e-2."""
+    output: Path = Path("runs/evaluate")
+    """Where the report and the results go."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Train a trainee under a pretrained policy; save the model and the decision log."""
+
+    trainee: str = "mlp-mnist"
+    """Trainee, see the README for the names."""
+    policy: str = "default"
+    """Policy, by the name of a shipped one or the path of its card."""
+    optimizer: str = "adam"
+    """Optimizer: sgd (momentum 0.9), adam or adamw."""
+    total_steps: int = 1000
+    """Length of the run in optimizer steps."""
+    seed: int = 0
+    """Seed of weights and data order."""
+    output: Path = Path("runs/finetune")
+    """Where the model, the decision log and the checkpoint go; a stopped run goes on from there."""
+    checkpoint_every: int = 200
+    """Optimizer steps between two checkpoints."""

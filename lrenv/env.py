@@ -1,0 +1,175 @@
+"""The single environment: one training run, one decision a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from lrenv.controller import Controller, Preset, run_interval
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.observation import CLASSIC_CLIP, CLIP, FEATURES
+from lrenv.rewards import Reward, RewardContext, build_reward
+from lrenv.statistics import group_layers
+from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
+from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.window import WINDOW, StepWindow
+
+DIVERGED_REWARD = -10.0
+_DIVERGED_FACTOR = 20.0
+
+Observation = NDArray[np.float32]
+
+
+class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
+    """Choose the learning rate of a training run.
+
+    ## Description
+    An episode is one training run of a trainee: a model, its data, loss and optimizer. Each
+    environment step is a decision, which sets the LR for the next decision interval, a number of
+    optimizer steps. The policy sees signals of the run, never the weights: a partially observable
+    Markov decision process. The whole window of the last 512 optimizer steps (losses, LRs, layer
+    gradient norms, LC sensitivities) is at hand as :attr:`window`.
+
+    ## Action Space
+    ``Box(-1, 1, (1,), float32)``. Scale-free: the change of log LR as a share of 2, the largest
+    change at one decision. Classic: log LR itself, −1 for 1e-6 and 1 for 1e-1.
+
+    ## Observation Space
+    | preset | shape | content |
+    |---|---|---|
+    | ``scale-free`` | ``(80 * len(FEATURES),)`` | one token of ``lrenv.observation.FEATURES`` a
+      decision, 80 tokens at most, zeros behind the last; in [−5, 5] |
+    | ``classic`` | ``(512 * (layers + 4),)`` | left fraction, train loss, val loss, layer gradient
+      norms and log10 LR of the last 512 optimizer steps, left-padded with the first |
+
+    Both are flattened in C order.
+
+    ## Rewards
+    ``smoothness`` (the source's), ``improvement`` (Subramanian et al. 2023), or ``outcome``: minus
+    the log ratio of the final validation loss to the tuned expert's. See ``lrenv.rewards``. A
+    diverging run gets −10 once. Test data is never read.
+
+    ## Starting State
+    Fresh weights and data order, from the seed. The first optimizer steps are taken at a tiny LR
+    and find the unit of the LR: the one at which an update is 0.03 % of the weights (scale-free),
+    or are one step at 1e-6 (classic).
+
+    ## Episode End
+    ``terminated`` at the last optimizer step, as the remaining fraction is observed, or when the
+    loss is not finite or 20 times the first. Never ``truncated``.
+
+    ## Arguments
+    ```python
+    gymnasium.make("lrenv/MLP-MNIST-v0", total_steps=1000, optimizer="adam", reward="smoothness")
+    ```
+    * ``trainee``: name of a trainee, see ``lrenv.trainees.registry.TRAINEES``.
+    * ``preset``: ``"scale-free"`` or ``"classic"``.
+    * ``reward``: name of a reward, or a function from ``RewardContext`` to a float.
+    * ``reference``: the tuned expert's validation loss, for the reward ``"outcome"``.
+    * ``total_steps``: length of the run in optimizer steps.
+    * ``optimizer``: ``"sgd"``, ``"adam"``, ``"adamw"``, or an ``OptimizerSpec``.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        trainee: str = "mlp-mnist",
+        preset: Preset = "scale-free",
+        reward: str | Reward = "smoothness",
+        reference: float | None = None,
+        total_steps: int = 1000,
+        optimizer: str | OptimizerSpec = "adam",
+    ) -> None:
+        spec = OptimizerSpec(optimizer) if isinstance(optimizer, str) else optimizer
+        self._task = build_task(trainee, total_steps, spec)
+        self._preset = preset
+        self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
+        self.trainee = build_trainee(self._task)
+        self.controller = self._new_controller(self.trainee)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        if preset == "classic":
+            layers = group_layers([p.shape[1:] for p in self.trainee.parameters()])[-1] + 1
+            shape, bound = (WINDOW * (layers + 4),), CLASSIC_CLIP
+        else:
+            shape, bound = (MAX_DECISIONS * len(FEATURES),), CLIP
+        self.observation_space = spaces.Box(-bound, bound, shape, np.float32)
+
+    @property
+    def window(self) -> StepWindow:
+        """The last 512 optimizer steps."""
+        return self.controller.observer.window
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a new training run.
+
+        Args:
+            seed: Seed of the environment's random numbers, from which the run's are drawn.
+            options: ``{"trainee_seed": int}`` sets the seed of the run itself.
+        """
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(2**31))
+        run_seed = (options or {}).get("trainee_seed", drawn)
+        self.trainee = build_trainee(self._task, run_seed)
+        self.controller = self._new_controller(self.trainee)
+        self._best_val = float("inf")
+        while not self.controller.deciding:
+            val = self._run_interval()
+            self._best_val = min(self._best_val, val)
+        self._first_loss = float(self.window.loss[0, 0])
+        return self._observation(), {"lr": float(self.controller.lr), "trainee_seed": run_seed}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Set the LR by ``action``, ``(1,)``, and train for an interval."""
+        decision = self.controller.act(torch.as_tensor(action, dtype=torch.float32).reshape(1))
+        val = self._run_interval()
+        last = self.window.loss[0, -1]
+        diverged = not bool(last.isfinite()) or bool(last > _DIVERGED_FACTOR * self._first_loss)
+        done = self.controller.done or diverged
+        if diverged:
+            reward = DIVERGED_REWARD
+        else:
+            reward = self._reward(self._context(val))
+            self._best_val = min(self._best_val, val)
+        info = {
+            "lr": float(decision.lr),
+            "step": self.controller.step,
+            "train_loss": float(last),
+            "val_loss": val,
+            "diverged": diverged,
+        }
+        return self._observation(), reward, done, False, info
+
+    def _new_controller(self, trainee: MLPTrainee) -> Controller:
+        return Controller(trainee.total_steps, trainee.traits, preset=self._preset)
+
+    def _run_interval(self) -> float:
+        run_interval(self.trainee, self.controller)
+        val = self.trainee.evaluate("val")[0]
+        self.controller.close(val)
+        return float(val)
+
+    def _context(self, val_loss: float) -> RewardContext:
+        n_train = len(self.trainee.dataset.x_train)
+        per_epoch = n_train / self.trainee.spec.batch_size
+        return RewardContext(
+            window=self.window,
+            val_loss=val_loss,
+            best_val_loss=self._best_val,
+            epoch=self.controller.step / per_epoch,
+            max_epoch=self.trainee.total_steps / per_epoch,
+            done=self.controller.done,
+        )
+
+    def _observation(self) -> Observation:
+        flat = self.controller.observer.padded().reshape(-1)
+        return flat.numpy().astype(np.float32, copy=False)

@@ -1,0 +1,19 @@
+"""Registers the environments with gymnasium when imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+_ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "lrenv/MLP-MNIST-v0": {"trainee": "mlp-mnist"},
+    "lrenv/MLP-MNIST-Classic-v0": {
+        "trainee": "mlp-mnist-classic",
+        "preset": "classic",
+        "total_steps": 1200,
+    },
+}
+
+for _id, _kwargs in _ENVIRONMENTS.items():
+    gym.register(_id, entry_point="lrenv.env:LRScheduleEnv", kwargs=_kwargs)

@@ -1,0 +1,229 @@
+"""``LearnedLR``: a frozen policy as a torch learning-rate scheduler."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrenv.controller import Controller, Decision
+from lrenv.errors import InputError
+from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
+from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
+
+_UNKNOWN_LOSS = 1.0
+
+
+class LearnedLR(LRScheduler):
+    """Sets the learning rate of a run by a frozen policy; there is nothing to tune.
+
+    The scheduler owns the LR. The optimizer's LR is no more than a hint, of which only the ratios
+    between parameter groups count: each group's LR moves as a multiple of its ``initial_lr``, the
+    first group's being the unit, times its ``lr_scale`` where it has one.
+
+    ```python
+    scheduler = LearnedLR(optimizer, total_steps=1000)
+    for x, y in batches:
+        loss = loss_function(model(x), y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        scheduler.step(loss)
+    ```
+
+    Args:
+        optimizer: Any torch optimizer.
+        total_steps: Length of the whole run in optimizer steps.
+        policy: Name of a shipped policy, path of a policy file, or a loaded policy.
+
+    Attributes:
+        decisions: The decision log: step, LR, action, guard and the features they rest on.
+
+    Raises:
+        InputError: ``total_steps`` or the optimizer's LRs cannot be used.
+        PolicyFileError: The policy cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
+        self.policy.start()
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        device = params[0].device if params else torch.device("cpu")
+        self.controller = Controller(
+            total_steps, traits_of(optimizer), preset=self.policy.preset, device=device
+        )
+        self.decisions: list[dict[str, Any]] = []
+        self._measured: list[Tensor] = []
+        self._unreported = 0
+        self._overrun = False
+        self._loss: Tensor = torch.full((1,), _UNKNOWN_LOSS, device=device)
+        self._val_loss: float | None = None
+        _check_unit(optimizer)
+        super().__init__(optimizer)
+        self._install_hooks(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the LR of each parameter group."""
+        lr = float(self.controller.lr)
+        unit = float(self.optimizer.param_groups[0]["initial_lr"])
+        return [
+            lr * (float(g.get("initial_lr", unit)) / unit) * g.get("lr_scale", 1.0)
+            for g in self.optimizer.param_groups
+        ]
+
+    def step(
+        self, metrics: Tensor | float | None = None, val_loss: Tensor | float | None = None
+    ) -> None:
+        """Report the optimizer step just taken; sets the LR of the next one.
+
+        Args:
+            metrics: Training loss of the step, a scalar; the last one counts if it is missing.
+            val_loss: Validation loss, a scalar, whenever the job has computed one.
+        """
+        self._step_count += 1
+        if metrics is not None:
+            self._loss = torch.as_tensor(metrics).detach().float().reshape(1).to(self._loss.device)
+        if val_loss is not None:
+            self._val_loss = float(val_loss)
+        self.last_epoch = self.controller.step
+        if self._step_count > 1 and self._unreported:
+            self._advance()
+        else:
+            self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: plain values and tensors; the policy enters by name and hash."""
+        return {
+            "policy": self.policy.name,
+            "policy_sha256": self.policy.card["sha256"],
+            "controller": self.controller.state_dict(),
+            "decisions": list(self.decisions),
+            "unreported": self._unreported,
+            "loss": self._loss,
+            "val_loss": self._val_loss,
+            "step_count": self._step_count,
+            "base_lrs": list(self.base_lrs),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned.
+
+        Raises:
+            InputError: The state belongs to another policy or another length of run.
+        """
+        if state_dict["policy_sha256"] != self.policy.card["sha256"]:
+            raise InputError(
+                f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
+                f"{state_dict['policy']!r}; resume with the policy the run was started with."
+            )
+        self.policy.start()
+        self.controller.load_state_dict(state_dict["controller"])
+        self.decisions = list(state_dict["decisions"])
+        self._unreported = state_dict["unreported"]
+        self._loss, self._val_loss = state_dict["loss"], state_dict["val_loss"]
+        self._step_count = state_dict["step_count"]
+        self.base_lrs = list(state_dict["base_lrs"])
+        self.last_epoch = self.controller.step
+        self._apply()
+
+    def _install_hooks(self, optimizer: Optimizer) -> None:
+        # The hooks must not keep a scheduler alive that its job has dropped.
+        this = weakref.ref(self)
+
+        def before(opt: Optimizer, *_: Any) -> None:
+            scheduler = this()
+            if scheduler is not None:
+                scheduler._before_update()
+
+        def after(opt: Optimizer, *_: Any) -> None:
+            scheduler = this()
+            if scheduler is not None:
+                scheduler._after_update()
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    def _before_update(self) -> None:
+        if self._unreported:  # two optimizer steps without a scheduler step between
+            self._advance()
+        if self.controller.measuring:
+            self.controller.before_update(self._parameters(), self._gradients())
+
+    def _after_update(self) -> None:
+        if self.controller.measuring:
+            self.controller.after_update(self._parameters())
+        self._unreported += 1
+
+    def _parameters(self) -> list[Tensor]:
+        if not self._measured:
+            groups = self.optimizer.param_groups
+            self._measured = [p for g in groups for p in g["params"] if p.grad is not None]
+        return [p.detach()[None] for p in self._measured]
+
+    def _gradients(self) -> list[Tensor]:
+        self._parameters()
+        zero = torch.zeros_like
+        return [(zero(p) if p.grad is None else p.grad)[None] for p in self._measured]
+
+    def _advance(self) -> None:
+        """Count an optimizer step; decide where an interval ends."""
+        self._unreported = 0
+        controller = self.controller
+        if controller.done:
+            if not self._overrun:
+                warnings.warn(
+                    f"Expected {controller.plan.total_steps} optimizer steps, got more; the LR "
+                    "stays where it is. Pass the length of the whole run as total_steps.",
+                    stacklevel=3,
+                )
+            self._overrun = True
+            return
+        if controller.end_step(self._loss):
+            val = None if self._val_loss is None else torch.full_like(self._loss, self._val_loss)
+            self._val_loss = None
+            controller.close(val)
+            if controller.deciding:
+                self._log(controller.act(self.policy.act(controller)))
+        self.last_epoch = controller.step
+        self._apply()
+
+    def _log(self, decision: Decision) -> None:
+        entry: dict[str, Any] = {
+            "step": decision.step,
+            "lr": float(decision.lr),
+            "action": float(decision.action),
+            "guarded": bool(decision.guarded),
+        }
+        observer = self.controller.observer
+        if isinstance(observer, ScaleFreeObserver):
+            row = observer.tokens[-1][0].tolist()
+            entry["features"] = dict(zip(FEATURES, row, strict=True))
+        self.decisions.append(entry)
+
+    def _apply(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def _check_unit(optimizer: Optimizer) -> None:
+    group = optimizer.param_groups[0]
+    unit = float(group.get("initial_lr", group["lr"]))
+    if not (unit > 0.0 and math.isfinite(unit)):
+        raise InputError(
+            f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
+            "sets the ratios between groups, any positive number will do."
+        )

@@ -1,0 +1,54 @@
+"""Trainees by name. A new one is one function and one line in ``TRAINEES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lrenv.errors import InputError
+from lrenv.trainees.families import DataSpec, Task, load_data
+from lrenv.trainees.mlp import MLPSpec, MLPTrainee, OptimizerSpec
+
+CLASSIC_EPOCHS = 100
+_PROJECTION_SEED = 0
+
+
+def mlp_mnist(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """The 2-layer MLP 784-128-10 on MNIST, batches of 64."""
+    spec = MLPSpec((128,), optimizer=optimizer, batch_size=64, total_steps=total_steps)
+    return Task(DataSpec("mnist"), spec, seed)
+
+
+def mlp_mnist_classic(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """The trainee of the source: MLP 48-48-10 on randomly projected MNIST, batches of 256."""
+    spec = MLPSpec((48,), optimizer=optimizer, batch_size=256, total_steps=total_steps)
+    return Task(DataSpec("mnist", projection=48, seed=_PROJECTION_SEED), spec, seed)
+
+
+TRAINEES: dict[str, Callable[[int, OptimizerSpec, int], Task]] = {
+    "mlp-mnist": mlp_mnist,
+    "mlp-mnist-classic": mlp_mnist_classic,
+}
+
+
+def build_task(
+    name: str, total_steps: int = 1000, optimizer: OptimizerSpec | None = None, seed: int = 0
+) -> Task:
+    """Return the task of a trainee by name.
+
+    Args:
+        name: A key of ``TRAINEES``.
+        total_steps: Length of the run in optimizer steps.
+        optimizer: The optimizer, Adam by default.
+        seed: Seed of weights and data order.
+    """
+    if name not in TRAINEES:
+        raise InputError(f"Expected a trainee among {', '.join(TRAINEES)}; got {name!r}.")
+    return TRAINEES[name](total_steps, optimizer or OptimizerSpec("adam"), seed)
+
+
+def build_trainee(task: Task, seed: int | None = None) -> MLPTrainee:
+    """Build the trainee of a task, with another seed where one is given."""
+    if seed is not None:
+        task = replace(task, seed=seed)
+    return MLPTrainee(task.spec, load_data(task.data), task.seed)

@@ -1,0 +1,100 @@
+"""The command line: ``lrenv train``, ``lrenv finetune``, ``lrenv evaluate``, ``lrenv policies``.
+
+Nothing heavy is imported before a command is known, so that ``lrenv --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from lrenv.errors import InputError, LrenvError
+from lrenv.training.settings import (
+    ClassicSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    GeneralistSettings,
+)
+
+
+@dataclass(frozen=True)
+class PoliciesSettings:
+    """List the shipped policies."""
+
+
+_Train = Annotated[
+    Annotated[GeneralistSettings, tyro.conf.subcommand("generalist")]
+    | Annotated[ClassicSettings, tyro.conf.subcommand("classic")],
+    None,
+]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a policy: the generalist, or a classic one of the source."""
+
+    recipe: tyro.conf.OmitSubcommandPrefixes[_Train]
+
+
+_COMMANDS: dict[str, Any] = {
+    "train": TrainSettings,
+    "finetune": FinetuneSettings,
+    "evaluate": EvaluateSettings,
+    "policies": PoliciesSettings,
+}
+
+_RUNNERS: dict[type, tuple[str, str]] = {
+    GeneralistSettings: ("lrenv.training.generalist", "train_generalist"),
+    ClassicSettings: ("lrenv.training.classic", "train_classic"),
+    FinetuneSettings: ("lrenv.training.finetune", "finetune"),
+    EvaluateSettings: ("lrenv.training.evaluate", "evaluate"),
+    PoliciesSettings: ("lrenv.training.policies_list", "list_policies"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exits 2 for bad input and 1 for a failed run, with one line on stderr."""
+    settings = _parse(argv)
+    if isinstance(settings, TrainSettings):
+        settings = settings.recipe
+    module, function = _RUNNERS[type(settings)]
+    try:
+        getattr(import_module(module), function)(settings)
+    except InputError as error:
+        _fail(str(error), 2)
+    except (LrenvError, OSError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("Stopped; the same command goes on from here.", 130)
+
+
+def _parse(argv: Sequence[str] | None) -> Any:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                prog="lrenv",
+                description="A learned learning-rate scheduler with nothing to tune.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            text = re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", errors.getvalue())
+            _fail(re.sub(r"\s+", " ", text).strip() or "Expected a command; see lrenv --help.", 2)
+        raise
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = re.sub(r"\s+", " ", message)
+    sys.stderr.write(f"lrenv: {line}\n")
+    raise SystemExit(code)

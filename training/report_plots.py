@@ -1,0 +1,326 @@
+"""The plots of the report, as plain dicts for plotly.js: data in, no drawing here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+Row = Mapping[str, Any]
+Plot = dict[str, Any]
+Series = Mapping[str, Sequence[float | None]]
+
+REFERENCES = ("tuned expert", "lr-matched")
+"""How the names of methods begin that nobody has before the run: they need a search or a run."""
+
+LEARNED_COLORS = ("#D55E00", "#C0457F")
+OTHER_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#A67C00", "#8E6BBF")
+REFERENCE_COLORS = ("#7A7F87",)
+DASHES = ("solid", "7px,3px", "2px,3px", "9px,3px,2px,3px", "12px,4px")
+
+SMOOTHED_SHARE = 0.02
+"""Time constant of the moving average of the loss, as a share of the run."""
+DRAWN_POINTS = 600
+"""Points of a curve kept in the page, at most; the last one always."""
+LR_DECADES = 3
+"""Decades under the highest LR that are drawn, unless a method starts lower."""
+LOSS_CEILING = 10.0
+"""Highest loss drawn, in multiples of the highest first one."""
+ROW_HEIGHT = 46
+"""Height of a method's row in the ratio plot, in pixels."""
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a float, and ``None`` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def is_reference(method: str) -> bool:
+    """Whether a method is a yardstick rather than a competitor."""
+    return method.lower().startswith(REFERENCES)
+
+
+def is_learned(method: str) -> bool:
+    """Whether a method is a learned policy."""
+    return method.lower().startswith("learned")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method is drawn in every plot."""
+
+    index: int
+    color: str
+    width: float
+    dash: str
+
+    def swatch(self) -> str:
+        """Draw a short line for a table or legend."""
+        dash = "none" if self.dash == "solid" else self.dash
+        return (
+            '<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true"><line x1="0" y1="4" x2="28" '
+            f'y2="4" stroke="{self.color}" stroke-width="{self.width}" stroke-dasharray="{dash}"/>'
+            "</svg>"
+        )
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Give each method its line: learned policies thick, references grey and dashed."""
+    styles: dict[str, Style] = {}
+    used: dict[tuple[str, ...], int] = {}
+    for index, method in enumerate(methods):
+        colors: tuple[str, ...] = OTHER_COLORS
+        width, dash = 2.0, 0
+        if is_reference(method):
+            colors, dash = REFERENCE_COLORS, 1
+        elif is_learned(method):
+            colors, width = LEARNED_COLORS, 4.0
+        turn, place = divmod(used.get(colors, 0), len(colors))
+        used[colors] = used.get(colors, 0) + 1
+        styles[method] = Style(index, colors[place], width, DASHES[(dash + turn) % len(DASHES)])
+    return styles
+
+
+def log_axis(values: Iterable[float], title: str) -> Plot:
+    """Make a logarithmic axis that shows the values, with ticks at round numbers."""
+    known = list(values) or [1.0]
+    low, high = min(known), max(known)
+    margin = max(0.04 * math.log10(high / low), 0.01)
+    bounds = [math.log10(low) - margin, math.log10(high) + margin]
+    ticks = _ticks(10 ** bounds[0], 10 ** bounds[1])
+    texts = [f"{t:g}" if 1e-3 <= t < 1e5 else f"{t:.0e}".replace("e-0", "e-") for t in ticks]
+    return {
+        "type": "log",
+        "range": bounds,
+        "tickvals": ticks,
+        "ticktext": texts,
+        "title": {"text": title},
+    }
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Choose the coarsest round numbers of which at least four lie between the bounds."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [float(f"{d}e{k}") for k in decades for d in digits]
+        ticks = [t for t in ticks if low <= t <= high]
+        if len(ticks) >= 4:
+            return ticks
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= max(m for m in (1, 2, 5) if m * step <= (high - low) / 4)
+    return [float(f"{k * step:.6g}") for k in range(math.ceil(low / step), int(high / step) + 1)]
+
+
+def ratio_plot(results: Row, styles: Mapping[str, Style]) -> Plot:
+    """Draw each method's runs as dots over the interval of their geometric mean."""
+    summary = {str(row["method"]): row for row in results.get("summary") or []}
+    bounds = [-0.6, len(styles) - 0.3]
+    traces = [_line_at_one(bounds)]
+    drawn = [1.0]
+    for method, style in styles.items():
+        row = len(styles) - 1 - style.index
+        low, mean, high = (
+            positive(summary.get(method, {}).get(key))
+            for key in ("low", "geometric_mean_ratio", "high")
+        )
+        runs = [r for r in results.get("runs") or [] if r["method"] == method]
+        runs = [r for r in runs if positive(r.get("ratio")) is not None]
+        if low is not None and high is not None:
+            traces.append(_bar(method, row, style, low, high))
+            drawn += [low, high]
+        if runs:
+            traces.append(_dots(method, row, style, runs))
+            drawn += [float(r["ratio"]) for r in runs]
+        if mean is not None:
+            traces.append(_diamond(method, row, style, mean))
+            drawn.append(mean)
+    layout = {
+        "xaxis": log_axis(drawn, "ratio to the tuned expert, log scale"),
+        "yaxis": {
+            "range": bounds,
+            "tickvals": [len(styles) - 1 - s.index for s in styles.values()],
+            "ticktext": [escape(m, quote=False) for m in styles],
+            "fixedrange": True,
+        },
+    }
+    return {"traces": traces, "layout": layout}
+
+
+def positive(value: Any) -> float | None:
+    """Return a positive finite number, which a logarithmic axis can show, or ``None``."""
+    known = number(value)
+    return known if known is not None and known > 0 else None
+
+
+def _line_at_one(bounds: Sequence[float]) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [1, 1],
+        "y": list(bounds),
+        "line": {"color": REFERENCE_COLORS[0], "width": 2},
+        "hoverinfo": "skip",
+    }
+
+
+def _bar(method: str, row: int, style: Style, low: float, high: float) -> Plot:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [low, high],
+        "y": [row, row],
+        "line": {"color": style.color, "width": 12},
+        "opacity": 0.35,
+        "hovertemplate": f"{escape(method)}<br>95 % {low:.3f}–{high:.3f}<extra></extra>",
+    }
+
+
+def _dots(method: str, row: int, style: Style, runs: Sequence[Row]) -> Plot:
+    # The golden ratio spreads any number of dots evenly over the row, the same way each time.
+    spread = [row + 0.3 * ((i * 0.618 + 0.5) % 1.0 - 0.5) for i in range(len(runs))]
+    notes = [
+        escape(f"{r.get('task')}, seed {r.get('seed')}, {r.get('detail') or method}") for r in runs
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [float(r["ratio"]) for r in runs],
+        "y": spread,
+        "text": notes,
+        "marker": {"color": style.color, "size": 9 if is_learned(method) else 7, "opacity": 0.8},
+        "hovertemplate": f"{escape(method)}<br>%{{text}}<br>ratio %{{x:.3f}}<extra></extra>",
+    }
+
+
+def _diamond(method: str, row: int, style: Style, mean: float) -> Plot:
+    size = 15 if is_learned(method) else 12
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [mean],
+        "y": [row],
+        "marker": {
+            "symbol": "diamond",
+            "color": style.color,
+            "size": size,
+            "line": {"color": "#ffffff", "width": 1.5},
+        },
+        "hovertemplate": f"{escape(method)}<br>geometric mean {mean:.3f}<extra></extra>",
+    }
+
+
+def curve_plots(results: Row, styles: Mapping[str, Style]) -> dict[str, Plot]:
+    """Draw LR and loss of one run a method, for each task: that of the lowest seed."""
+    runs = results.get("runs") or []
+    tasks = list(dict.fromkeys(str(run["task"]) for run in runs))
+    return {
+        task: _task_plots([r for r in runs if str(r["task"]) == task], styles) for task in tasks
+    }
+
+
+def _task_plots(runs: Sequence[Row], styles: Mapping[str, Style]) -> Plot:
+    with_curve = [run for run in runs if run.get("curve")]
+    seed = min((run["seed"] for run in with_curve), default=None)
+    chosen: dict[str, Row] = {}
+    for run in with_curve:
+        if run["seed"] == seed:
+            chosen.setdefault(str(run["method"]), run)
+    lr = {m: [positive(v) for v in r["curve"].get("lr") or []] for m, r in chosen.items()}
+    loss = {m: smooth(r["curve"].get("loss") or []) for m, r in chosen.items()}
+    # Schedules that end at 0 and runs that diverge would otherwise squeeze all else together.
+    floor = min([*_starts(lr), max(_known(lr), default=1.0) / 10**LR_DECADES])
+    ceiling = LOSS_CEILING * max(_starts(loss), default=1.0)
+    lr_shown = [v for v in _known(lr) if v >= floor]
+    loss_shown = [v for v in _known(loss) if v <= ceiling]
+    lr_caption = f"Learning rate at each optimizer step; {_seed_note(seed, styles, lr)}."
+    loss_caption = (
+        "Training loss, an exponential moving average over "
+        f"{100 * SMOOTHED_SHARE:.0f} % of the run; {_seed_note(seed, styles, loss)}."
+    )
+    return {
+        "lr": _curves(chosen, lr, styles, "LR", lr_shown) | {"caption": lr_caption},
+        "loss": _curves(chosen, loss, styles, "training loss", loss_shown)
+        | {"caption": loss_caption},
+    }
+
+
+def _known(values: Series) -> list[float]:
+    return [v for series in values.values() for v in series if v is not None]
+
+
+def _starts(values: Series) -> list[float]:
+    firsts = (next((v for v in series if v is not None), None) for series in values.values())
+    return [v for v in firsts if v is not None]
+
+
+def smooth(values: Sequence[Any]) -> list[float | None]:
+    """Average the loss exponentially; missing values stay missing and count for nothing."""
+    keep = 1.0 - 1.0 / max(1.0, SMOOTHED_SHARE * len(values))
+    total = weight = 0.0
+    averages: list[float | None] = []
+    for value in map(positive, values):
+        if value is not None:
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        averages.append(None if value is None else total / weight)
+    return averages
+
+
+def _curves(
+    chosen: Mapping[str, Row],
+    values: Series,
+    styles: Mapping[str, Style],
+    title: str,
+    shown: Sequence[float],
+) -> Plot:
+    """Draw one line a method, the learned ones on top, and say the same in words."""
+    traces = []
+    for method in sorted(chosen, key=is_learned):
+        steps, kept = thin(chosen[method]["curve"].get("step") or [], values[method])
+        style = styles[method]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "meta": style.index,
+                "x": steps,
+                "y": kept,
+                "line": {"color": style.color, "width": style.width, "dash": style.dash},
+                "hovertemplate": f"{escape(method)}<br>step %{{x}}: %{{y:.3g}}<extra></extra>",
+            }
+        )
+    xaxis = {"title": {"text": "optimizer step"}}
+    yaxis = log_axis(shown, f"{title}, log scale")
+    label = f"{title} over optimizer steps. " + _in_words(values)
+    return {"traces": traces, "layout": {"xaxis": xaxis, "yaxis": yaxis}, "label": label}
+
+
+def thin(
+    steps: Sequence[Any], values: Sequence[float | None]
+) -> tuple[list[Any], list[float | None]]:
+    """Keep evenly spaced points and the last one, rounded to 5 digits."""
+    pairs = list(zip(steps, values, strict=False))
+    stride = max(1, math.ceil(len(pairs) / DRAWN_POINTS))
+    kept = pairs[::-1][::stride][::-1]
+    return [s for s, _ in kept], [None if v is None else float(f"{v:.5g}") for _, v in kept]
+
+
+def _in_words(values: Series) -> str:
+    parts = []
+    for method, series in values.items():
+        known = [v for v in series if v is not None]
+        if known:
+            ends = f"from {known[0]:.2g} to {known[-1]:.2g}, highest {max(known):.2g}"
+            parts.append(f"{method}: {ends}.")
+    return " ".join(parts) or "Not measured."
+
+
+def _seed_note(seed: Any, styles: Mapping[str, Style], values: Series) -> str:
+    if seed is None:
+        return "not measured"
+    missing = [m for m in styles if all(v is None for v in values.get(m, ()))]
+    return f"seed {seed}" + (f"; not measured: {', '.join(missing)}" if missing else "")
