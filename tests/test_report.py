@@ -20,7 +20,7 @@ METHODS = (HOSTILE, "cosine, default peak", "LR-matched constant", "tuned expert
 def run(task: str, method: str, seed: int) -> dict[str, Any]:
     ratio = {HOSTILE: 0.97, "tuned expert": 1.0}.get(method, 1.37)
     steps = list(range(4))
-    curve = {"step": steps, "loss": [2.0, 1.0, None, 0.5], "lr": [1e-3, 1e-3, 5e-4, 0.0]}
+    rates = [1e-3, 1e-3, 5e-4, 0.0] if seed == 3 else [1.0] * 4
     return {
         "task": task,
         "method": method,
@@ -33,7 +33,7 @@ def run(task: str, method: str, seed: int) -> dict[str, Any]:
         "mean_train_loss": 0.4,
         "diverged": False,
         "seconds": None,
-        "curve": curve if seed == 3 else None,
+        "curve": {"step": steps, "loss": [2.0, 1.0, None, 0.5], "lr": rates},
     }
 
 
@@ -200,8 +200,12 @@ def test_a_run_without_ratio_is_said_and_not_drawn(results: dict[str, Any], tmp_
     assert row[-1] == "yes"
 
 
-def test_best_is_chosen_among_the_competitors(results: dict[str, Any]) -> None:
+def test_best_is_chosen_among_the_competitors(results: dict[str, Any], tmp_path: Path) -> None:
+    results["summary"][2]["median_ratio"] = 0.97
     results["summary"][3]["median_ratio"] = 0.5
+    page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
+    column = page.tables[0][0].index("Median ratio")
+    assert [row[column] for row in page.tables[0][1:]] == ["0.97 best", "1.37", "0.97", "0.50"]
     best = best_texts(summary_rows(results))
     assert best["median_ratio"] == "0.97"
     assert best["val_loss"] == "0.194"

@@ -146,34 +146,34 @@ def held_out_tasks(data: str = "mnist") -> Sequence[Task]:
     """
     return [
         Task(DataSpec(data), MLPSpec(hidden, act, opt, batch, steps, noise), seed=0)
-        for hidden, act, opt, batch, steps, noise in _TEST_GRID
+        for hidden, act, opt, batch, steps, noise in _HELD_OUT_GRID
     ]
 
 
 _ADAM, _SGD = OptimizerSpec("adam"), OptimizerSpec("sgd", 0.9)
-_TEST_GRID: tuple[tuple[tuple[int, ...], str, OptimizerSpec, int, int, float], ...] = (
-    ((128,), "relu", _ADAM, 64, 1000, 0.0),
-    ((128,), "relu", _SGD, 64, 1000, 0.0),
+_HELD_OUT_GRID: tuple[tuple[tuple[int, ...], str, OptimizerSpec, int, int, float], ...] = (
+    ((128,), "relu", _ADAM, 64, 600, 0.0),
+    ((128,), "relu", _SGD, 64, 600, 0.0),
     ((128,), "relu", OptimizerSpec("adamw", weight_decay=0.01), 64, 500, 0.0),
     ((128,), "tanh", _ADAM, 32, 250, 0.0),
     ((128,), "gelu", _SGD, 100, 400, 0.0),
-    ((256,), "relu", _ADAM, 64, 600, 0.0),
+    ((256,), "relu", _ADAM, 32, 400, 0.0),
     ((256,), "relu", _SGD, 64, 300, 0.0),
-    ((256,), "relu", OptimizerSpec("adamw", weight_decay=0.1), 128, 800, 0.1),
-    ((200, 100), "relu", _ADAM, 50, 700, 0.0),
-    ((200, 100), "tanh", _SGD, 50, 700, 0.0),
-    ((256, 128), "gelu", OptimizerSpec("adamw", weight_decay=0.05), 64, 1500, 0.0),
-    ((256, 128), "relu", OptimizerSpec("sgd", 0.0), 64, 900, 0.0),
+    ((256,), "relu", OptimizerSpec("adamw", weight_decay=0.1), 128, 200, 0.1),
+    ((200, 100), "relu", _ADAM, 50, 350, 0.0),
+    ((200, 100), "tanh", _SGD, 20, 700, 0.0),
+    ((256, 128), "gelu", OptimizerSpec("adamw", weight_decay=0.05), 32, 450, 0.0),
+    ((256, 128), "relu", OptimizerSpec("sgd", 0.0), 32, 500, 0.0),
     ((128, 128, 128), "relu", _ADAM, 64, 500, 0.0),
-    ((128, 128, 128), "relu", _SGD, 64, 500, 0.1),
+    ((128, 128, 128), "relu", _SGD, 64, 300, 0.1),
     ((128, 128, 128, 128), "tanh", _ADAM, 32, 350, 0.0),
-    ((128, 128, 128, 128), "relu", OptimizerSpec("sgd", 0.95), 64, 1200, 0.0),
-    ((160,), "relu", OptimizerSpec("adam", 0.9, 0.95), 16, 2000, 0.0),
-    ((160,), "gelu", _SGD, 16, 1600, 0.2),
+    ((128, 128, 128, 128), "relu", OptimizerSpec("sgd", 0.95), 32, 800, 0.0),
+    ((160,), "relu", OptimizerSpec("adam", 0.9, 0.95), 8, 2000, 0.0),
+    ((160,), "gelu", _SGD, 8, 1600, 0.2),
     ((112, 112), "relu", OptimizerSpec("adam", 0.8), 48, 150, 0.0),
     ((112, 112), "relu", OptimizerSpec("sgd", 0.9, weight_decay=1e-3), 48, 150, 0.0),
     ((320,), "relu", _ADAM, 32, 200, 0.0),
     ((320,), "tanh", OptimizerSpec("sgd", 0.0), 32, 450, 0.0),
-    ((192, 192), "gelu", OptimizerSpec("adamw", weight_decay=0.02), 96, 1000, 0.2),
-    ((144, 72), "relu", _SGD, 24, 1100, 0.0),
+    ((192, 192), "gelu", OptimizerSpec("adamw", weight_decay=0.02), 48, 500, 0.2),
+    ((144, 72), "relu", _SGD, 24, 600, 0.0),
 )
