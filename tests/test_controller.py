@@ -258,9 +258,7 @@ def test_state_saved_at_any_step_goes_on_with_the_same_lrs(scripted_run, tmp_pat
 
     assert lrs[0][stop:] == lrs[1]
     assert len(set(lrs[1])) > 2
-    assert torch.equal(
-        resumed.observer.window.grad_norm, controller.observer.window.grad_norm
-    )
+    assert torch.equal(resumed.observer.window.grad_norm, controller.observer.window.grad_norm)
 
 
 def test_the_state_of_another_length_is_refused():

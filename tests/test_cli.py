@@ -1,0 +1,172 @@
+"""The command line: what it prints, where it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrenv.observation import FEATURES
+from lrenv.policies.frozen import save_policy
+from lrenv.policies.network import Head
+from lrenv.training.cli import main
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    actor = Head("scale-free", len(FEATURES))
+    with torch.no_grad():
+        actor.head.bias.fill_(0.1)
+    card = {"preset": "scale-free", "made_by": "a test", "training_families": "none"}
+    return str(save_policy(tmp_path / "policy", "random", actor, card))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["finetune", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
+        (["finetune", "--policy", "nope"], "Expected a policy among"),
+        (["finetune", "--policy", "no/such.json"], "Expected a policy card at no/such.json"),
+        (["finetune", "--optimizer", "nope"], "Expected an optimizer among sgd"),
+        (["finetune", "--total-steps", "0"], "total_steps of at least 1"),
+        (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
+        (["evaluate", "--bad-option", "1"], "--bad-option"),
+        (["evaluate", "--seeds", "many"], "many"),
+        (["train", "classic", "--expert", "step"], "step"),
+        (["train", "wizard"], "wizard"),
+        ([], "Missing subcommand"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str],
+    policy: str,
+    tmp_path: Path,
+    argv: list[str],
+    text: str,
+) -> None:
+    if argv[:1] == ["finetune"] and "--policy" not in argv:
+        argv = [*argv, "--policy", policy, "--output", str(tmp_path / "out")]
+    if argv[:1] == ["evaluate"]:
+        argv = [*argv, "--policies", policy, "--output", str(tmp_path / "out")]
+    assert text in fails(capsys, *argv)
+
+
+def test_output_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], policy: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = str(tmp_path / "file" / "out")
+    assert "Expected a folder that can be written" in fails(
+        capsys, "finetune", "--policy", policy, "--output", out
+    )
+
+
+def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(
+        ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy, "--total-steps", "40"]
+        + ["--output", str(out)]
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["policy"] == "random"
+    assert 0.0 <= metrics["test_accuracy"] <= 1.0
+    decisions = [json.loads(line) for line in (out / "decisions.jsonl").read_text().splitlines()]
+    assert decisions[0]["step"] == 3
+    assert set(decisions[0]["features"]) == set(FEATURES)
+    assert (out / "model.safetensors").stat().st_size > 4 * 48 * 48
+
+
+def test_killed_finetune_resumes_to_the_same_weights(policy: str, tmp_path: Path) -> None:
+    common = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
+    common += ["--checkpoint-every", "10", "--output"]
+    main([*common, str(tmp_path / "whole"), "--total-steps", "150"])
+    code = (
+        "import sys, os, signal; from lrenv.training import finetune, cli\n"
+        "write, count = finetune.write_state, [0]\n"
+        "def kill(*a):\n"
+        "    write(*a); count[0] += 1\n"
+        "    if count[0] == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "finetune.write_state = kill\n"
+        "cli.main(sys.argv[1:])"
+    )
+    argv = [*common, str(tmp_path / "killed"), "--total-steps", "150"]
+    # the number of threads changes rounding, and these tests run on one
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        check=False,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert killed.returncode == -9
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    main(argv)
+    for name in ("model.safetensors", "decisions.jsonl", "metrics.json"):
+        whole, resumed = (tmp_path / run / name for run in ("whole", "killed"))
+        assert whole.read_bytes() == resumed.read_bytes(), name
+
+
+def test_folder_of_another_run_is_refused(
+    capsys: pytest.CaptureFixture[str], policy: str, tmp_path: Path
+) -> None:
+    common = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy, "--output"]
+    common += [str(tmp_path / "out"), "--total-steps"]
+    main([*common, "20"])
+    assert "total_steps=30 instead of 20; use another --output" in fails(capsys, *common, "30")
+
+
+def test_evaluate_writes_results_and_report(
+    capsys: pytest.CaptureFixture[str], policy: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    main(
+        ["evaluate", "--trainee", "mlp-mnist-classic", "--policies", policy, "--output", str(out)]
+        + ["--optimizers", "adam", "--total-steps", "30", "--seeds", "2", "--hints", "0.1", "0.001"]
+    )
+    printed = capsys.readouterr().out
+    assert "report.html" in printed
+    results = json.loads((out / "results.json").read_text())
+    summary = {row["method"]: row for row in results["summary"]}
+    assert set(summary) == {
+        "learned: random",
+        "linear",
+        "cosine",
+        "polynomial",
+        "constant",
+        "LR-matched constant",
+        "tuned expert",
+    }
+    assert summary["learned: random"]["runs"] == 4
+    assert summary["tuned expert"]["geometric_mean_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert summary["tuned expert"]["tuning_runs"] == 39
+    # the policy ignores hints, so its runs from both agree
+    learned = [r["val_loss"] for r in results["runs"] if r["method"] == "learned: random"]
+    assert learned[0] == learned[1]
+    assert (out / "report.html").stat().st_size > 10**6
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from lrenv.training.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'gymnasium', 'stable_baselines3') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

@@ -1,0 +1,182 @@
+"""Behavioural cloning with recovery labels."""
+
+from dataclasses import replace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrenv.controller import Controller
+from lrenv.decisions import MAX_DECISIONS
+from lrenv.observation import FEATURES, OptimizerTraits
+from lrenv.policies.network import Head
+from lrenv.training import clone
+from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
+from lrenv.training.settings import GeneralistSettings
+
+SETTINGS = GeneralistSettings(tasks=21, group=4, rounds=2, clone_steps=60, clone_batch=16)
+
+
+def new_actor() -> Head:
+    torch.manual_seed(0)
+    return Head("scale-free", len(FEATURES))
+
+
+def toy(seed: int = 0, n: int = 32, t: int = 12) -> Demonstrations:
+    """The label is half the third feature; the last third of the decisions is no data."""
+    tokens = torch.randn(n, t, len(FEATURES), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones(n, t)
+    mask[:, 2 * t // 3 :] = 0.0
+    return Demonstrations(tokens, 0.5 * tokens[..., 2].clamp(-1, 1), mask)
+
+
+@torch.no_grad()
+def error(actor: Head, data: Demonstrations) -> float:
+    losses = F.smooth_l1_loss(actor(data.tokens), data.labels, reduction="none", beta=0.1)
+    return ((losses * data.mask).sum() / data.mask.sum()).item()
+
+
+def weights(actor: Head) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(actor.parameters()).detach().clone()
+
+
+def test_fitting_reduces_the_error_on_labelled_runs():
+    actor, data = new_actor(), toy()
+    before = error(actor, data)
+
+    fit(actor, data, SETTINGS, 0, MagicMock())
+
+    assert error(actor, data) < 0.4 * before
+
+
+def test_fitting_reads_real_decisions_alone():
+    fitted = []
+    for junk in (0.0, 100.0):
+        actor, data = new_actor(), toy()
+        labels = torch.where(data.mask > 0, data.labels, junk)
+        fit(actor, replace(data, labels=labels), replace(SETTINGS, clone_steps=5), 0, MagicMock())
+        fitted.append(weights(actor))
+
+    assert torch.equal(*fitted)
+    assert not torch.equal(fitted[0], weights(new_actor()))
+
+
+def test_fitting_repeats():
+    fitted = []
+    for seed in (0, 0, 1):
+        actor = new_actor()
+        fit(actor, toy(), replace(SETTINGS, clone_steps=5, seed=seed), 0, MagicMock())
+        fitted.append(weights(actor))
+
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+
+
+def test_fitting_writes_its_loss_by_step_over_all_rounds():
+    writer = MagicMock()
+    fit(new_actor(), toy(), SETTINGS, 1, writer)
+
+    calls = [call.args for call in writer.add_scalar.call_args_list]
+    assert [(name, step) for name, _, step in calls] == [
+        ("losses/clone", 60),
+        ("losses/clone", 80),
+        ("losses/clone", 100),
+    ]
+
+
+def test_demonstrations_join():
+    both = Demonstrations.join([toy(0, n=3), toy(1, n=2)])
+
+    assert both.tokens.shape == (5, 12, len(FEATURES))
+    assert torch.equal(both.labels[3:], toy(1, n=2).labels)
+
+
+@pytest.mark.parametrize("with_actor", [False, True])
+def test_a_task_is_demonstrated(tiny_task, with_actor):
+    actor = new_actor() if with_actor else None
+    data = demonstrate(tiny_task, actor, SETTINGS, seed=1)
+    plan = Controller(tiny_task.spec.total_steps, OptimizerTraits(*torch.zeros(3, 1))).plan
+
+    assert data.tokens.shape == (4, MAX_DECISIONS, len(FEATURES))
+    assert data.mask.sum(1).tolist() == [plan.n_decisions] * 4
+    assert torch.equal(data.tokens[..., 0], data.mask)
+    assert data.labels.abs().max() <= 1.0
+    assert (data.labels * (1 - data.mask)).abs().max() == 0
+    assert data.labels.std() > 0.05
+
+
+def test_demonstrations_follow_the_seed(tiny_task):
+    first, again, other = (demonstrate(tiny_task, None, SETTINGS, seed) for seed in (1, 1, 2))
+
+    assert torch.equal(first.tokens, again.tokens)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, other.labels)
+
+
+def test_a_third_of_the_runs_leaves_the_start_for_a_wrong_lr():
+    n_runs, controller = 3000, MagicMock()
+    controller.step, controller.plan.ends = 5, (6,)
+    controller.lr = torch.ones(n_runs)
+    mixture = clone._Mixture(None, torch.zeros(10), n_runs, torch.Generator().manual_seed(0))
+
+    actions = torch.stack([mixture(torch.zeros(n_runs, 1), controller) for _ in range(12)])
+
+    early, late = actions[4], actions[10]
+    assert (early == -1.0).float().mean().item() == pytest.approx(0.165, abs=0.03)
+    assert (early == 0.5).float().mean().item() == pytest.approx(0.165, abs=0.03)
+    assert ((late == -1.0) | (late == 0.5)).sum() == 0
+    usual = late[late.abs() < 0.5]
+    assert usual.std().item() == pytest.approx(0.1, abs=0.03)
+    assert torch.stack(mixture.labels).abs().max() == 0
+
+
+@pytest.fixture
+def demonstrated(monkeypatch):
+    """Toy demonstrations in place of real ones; the seeds that were asked for."""
+    seeds: list[int] = []
+
+    def demonstrate(task, actor, settings, seed):
+        seeds.append(seed)
+        return toy(seed, n=2)
+
+    monkeypatch.setattr(clone, "demonstrate", demonstrate)
+    return seeds
+
+
+def test_demonstrations_are_gathered_in_chunks_and_not_twice(tmp_path, demonstrated):
+    first = collect(tmp_path, 0, None, SETTINGS)
+    files = sorted(p.name for p in (tmp_path / "demonstrations").iterdir())
+    asked = list(demonstrated)
+    (tmp_path / "demonstrations/round0-20.safetensors").unlink()
+    again = collect(tmp_path, 0, None, SETTINGS)
+
+    assert files == ["round0-0.safetensors", "round0-20.safetensors"]
+    assert len(first.tokens) == 2 * 21
+    assert asked == list(range(21))
+    assert demonstrated == [*range(21), 20]
+    assert torch.equal(first.tokens, again.tokens)
+
+
+def test_rounds_have_seeds_of_their_own(tmp_path, demonstrated):
+    for round_ in range(2):
+        collect(tmp_path, round_, None, replace(SETTINGS, seed=3))
+
+    assert len(set(demonstrated)) == 42
+
+
+def test_cloning_goes_on_after_the_last_complete_round(tmp_path, demonstrated, monkeypatch):
+    settings, whole = replace(SETTINGS, clone_steps=3), new_actor()
+    clone.clone(tmp_path, whole, settings, MagicMock())
+    (tmp_path / "clone-round1.pt").unlink()
+    rounds = []
+    monkeypatch.setattr(clone, "fit", lambda *args: (rounds.append(args[3]), fit(*args)))
+    n_asked = len(demonstrated)
+
+    resumed = Head("scale-free", len(FEATURES))
+    clone.clone(tmp_path, resumed, settings, MagicMock())
+
+    assert rounds == [1]
+    assert len(demonstrated) == n_asked
+    assert torch.equal(weights(resumed), weights(whole))

@@ -1,0 +1,125 @@
+"""The single environment."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import lrenv.registration  # noqa: F401
+from lrenv import InputError, LRScheduleEnv
+from lrenv.env import DIVERGED_REWARD
+from lrenv.observation import FEATURES
+from lrenv.policies.sb3 import extract_actor, policy_kwargs
+
+IDS = ["lrenv/MLP-MNIST-v0", "lrenv/MLP-MNIST-Classic-v0"]
+
+
+def episode(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
+    obs, _ = env.reset(seed=seed)
+    seen, rewards = [obs], []
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(np.array([action], dtype=np.float32))
+        assert env.observation_space.contains(obs)
+        assert not truncated
+        seen.append(obs)
+        rewards.append(reward)
+        if terminated:
+            break
+    return seen, rewards
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("reward", ["smoothness", "improvement", "outcome"])
+def test_both_checkers_pass_without_a_warning(env_id: str, reward: str) -> None:
+    env = gym.make(env_id, total_steps=60, reward=reward, reference=0.5).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        sb3_check_env(env)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_same_seed_same_episode_bit_for_bit(env_id: str) -> None:
+    actions = np.random.default_rng(0).uniform(-0.3, 0.5, 100)
+    env = gym.make(env_id, total_steps=60)
+    first, second, other = (episode(env, seed, actions) for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+    assert first[1] == second[1]
+    assert first[1] != other[1]
+
+
+def test_episode_ends_at_the_last_optimizer_step() -> None:
+    env = LRScheduleEnv("mlp-mnist-classic", total_steps=50)
+    seen, _ = episode(env, 0, np.zeros(200))
+    assert len(seen) - 1 == env.controller.plan.n_decisions
+    assert env.controller.step == 50
+    assert env.window.loss.shape == (1, 50)
+    assert env.window.grad_norm.shape == (1, 50, 2)
+
+
+def test_divergence_terminates_with_its_reward() -> None:
+    env = LRScheduleEnv("mlp-mnist-classic", total_steps=200, optimizer="sgd")
+    seen, rewards = episode(env, 0, np.ones(200))
+    assert rewards[-1] == DIVERGED_REWARD
+    assert env.controller.step < 200
+    assert np.isfinite(seen[-1]).all()
+
+
+def test_the_optimizer_named_is_the_optimizer_used() -> None:
+    for name, expected in (("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")):
+        env = LRScheduleEnv("mlp-mnist-classic", total_steps=50, optimizer=name)
+        assert type(env.trainee.optimizer).__name__ == expected
+
+
+def test_a_higher_lr_trains_faster_than_a_tiny_one() -> None:
+    losses = {}
+    for rise in (0.0, 1.0):
+        env = LRScheduleEnv("mlp-mnist-classic", total_steps=60)
+        episode(env, 0, np.array([rise, rise] + [0.0] * 100))
+        losses[rise] = float(env.window.loss[0, -5:].mean())
+    assert losses[1.0] < 0.8 * losses[0.0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({"trainee": "resnet"}, "Expected a trainee among mlp-mnist"),
+        ({"preset": "raw"}, "Expected preset to be one of"),
+        ({"reward": "loss"}, "Expected a reward among smoothness"),
+        ({"reward": "outcome"}, "Expected the tuned expert's validation loss as reference"),
+        ({"total_steps": 0}, "Expected total_steps"),
+        ({"optimizer": "lion"}, "Expected an optimizer among sgd"),
+    ],
+)
+def test_bad_arguments(kwargs: dict, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        LRScheduleEnv(**kwargs)
+
+
+def test_sb3_ppo_trains_the_scale_free_policy_as_it_stands() -> None:
+    env = LRScheduleEnv("mlp-mnist-classic", total_steps=30)
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=16,
+        batch_size=8,
+        n_epochs=1,
+        policy_kwargs=policy_kwargs("scale-free", len(FEATURES), 0.1),
+        seed=0,
+        device="cpu",
+    )
+    before = extract_actor(model.policy, "scale-free").head.weight.clone()
+    model.learn(32)
+    actor = extract_actor(model.policy, "scale-free")
+    assert not before.equal(actor.head.weight)
+    obs, _ = env.reset(seed=0)
+    action, _ = model.predict(obs, deterministic=True)
+    token = env.controller.observer.tokens[-1]
+    ours = actor.step(token, []).detach().clamp(-1, 1).numpy()
+    np.testing.assert_allclose(action, ours, atol=1e-5)

@@ -1,0 +1,145 @@
+"""The declared families of training and test tasks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lrenv.errors import InputError
+from lrenv.trainees.families import DataSpec, Task, held_out_tasks, load_data, training_task
+from lrenv.trainees.mlp import MLPSpec, OptimizerSpec
+
+TRAINING = [training_task(i) for i in range(300)]
+HELD_OUT = held_out_tasks()
+FULL_SIZE = 784
+
+
+def n_inputs(spec: DataSpec) -> int:
+    """Inputs of a trainee on MNIST or a teacher, read from the specification."""
+    return spec.projection or (spec.size**2 if spec.size else FULL_SIZE)
+
+
+def test_training_tasks_are_drawn_by_number():
+    assert [training_task(i) for i in range(20)] == TRAINING[:20]
+    assert len({task.key() for task in TRAINING}) == 300
+
+
+def test_training_tasks_do_not_depend_on_the_process():
+    code = "from lrenv.trainees.families import training_task as t; print(*(t(i).key() for i in range(9)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "77"},
+    )
+
+    assert result.stdout.split() == [task.key() for task in TRAINING[:9]]
+
+
+@pytest.mark.parametrize("task", [*TRAINING[:10], *HELD_OUT[:10]], ids=lambda task: task.key())
+def test_tasks_pass_through_json(task):
+    again = Task.from_json(json.loads(json.dumps(task.to_json())))
+
+    assert again == task
+    assert again.key() == task.key()
+    assert isinstance(again.spec.hidden, tuple)
+
+
+def test_the_key_of_a_task_is_stable():
+    task = Task(DataSpec("digits"), MLPSpec((32,), "tanh", OptimizerSpec("sgd", 0.9)), seed=5)
+
+    assert task.key() == "b01cf714250f27c15672"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 6},
+        {"data": DataSpec("digits", n_train=10)},
+        {"spec": MLPSpec((32,), optimizer=OptimizerSpec(beta2=0.99))},
+        {"spec": MLPSpec((32,), label_noise=0.1)},
+    ],
+)
+def test_whatever_changes_a_task_changes_its_key(other):
+    task = Task(DataSpec("digits"), MLPSpec((32,)), seed=5)
+
+    assert replace(task, **other).key() != task.key()
+
+
+def test_test_tasks_are_disjoint_from_training_tasks_by_their_inputs():
+    trained, tested = ({n_inputs(t.data) for t in tasks} for tasks in (TRAINING, HELD_OUT))
+
+    assert tested == {FULL_SIZE}
+    assert trained == {16, 32, 48, 49, 64, 196}
+    assert {t.data.name for t in TRAINING} == {"teacher", "mnist-5k"}
+
+
+def test_widths_of_test_tasks_are_outside_the_training_family():
+    trained, tested = ({w for t in tasks for w in t.spec.hidden} for tasks in (TRAINING, HELD_OUT))
+
+    assert max(trained) == 96
+    assert not trained & tested
+
+
+def test_there_are_24_test_tasks():
+    assert len({task.key() for task in HELD_OUT}) == 24
+    assert {task.data.name for task in held_out_tasks("digits")} == {"digits"}
+
+
+@pytest.mark.parametrize("steps", [(100, 1200), (10, 30)])
+def test_lengths_are_spread_over_their_bounds(steps):
+    lengths = sorted(training_task(i, steps).spec.total_steps for i in range(200))
+
+    assert steps[0] <= lengths[0] < 1.2 * steps[0]
+    assert steps[1] >= lengths[-1] > steps[1] / 1.2
+    assert lengths[100] == pytest.approx((steps[0] * steps[1]) ** 0.5, rel=0.25)
+
+
+def test_training_tasks_vary_in_all_that_is_declared():
+    specs = [task.spec for task in TRAINING]
+
+    assert {s.activation for s in specs} == {"relu", "tanh", "gelu"}
+    assert {s.optimizer.name for s in specs} == {"sgd", "adam", "adamw"}
+    assert {len(s.hidden) for s in specs} == {1, 2, 3}
+    assert {s.batch_size for s in specs} == {8, 16, 32, 64, 128}
+    assert all(0.5 <= s.init_scale <= 2.0 for s in specs)
+    assert all(0.0 <= s.label_noise <= 0.3 for s in specs)
+    assert all(s.optimizer.weight_decay > 0 for s in specs if s.optimizer.name == "adamw")
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_the_data_of_a_training_task_is_as_specified(index):
+    spec = TRAINING[index].data
+    data = load_data(spec)
+
+    assert data.n_features == n_inputs(spec)
+    assert data.n_classes == spec.n_classes
+    assert len(data.x_train) == len(data.y_train) == (spec.n_train or 3000)
+    assert data.x_train.mean().item() == pytest.approx(0.0, abs=0.1)
+    assert data.x_train.std().item() == pytest.approx(1.0, abs=0.1)
+    assert len(data.x_val) == 1000
+
+
+def test_fewer_examples_are_the_first_ones():
+    whole, part = (load_data(DataSpec("digits", n_train=n)) for n in (0, 100))
+
+    assert torch.equal(part.x_train, whole.x_train[:100])
+    assert torch.equal(part.y_train, whole.y_train[:100])
+    assert torch.equal(part.x_val, whole.x_val)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "swish"}, "relu, tanh, gelu; got 'swish'"),
+        ({"batch_size": 0}, "Expected batch_size of at least 1, got 0"),
+        ({"total_steps": -1}, "Expected total_steps of at least 1, got -1"),
+    ],
+)
+def test_an_impossible_specification_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        MLPSpec(**changes)

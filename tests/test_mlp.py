@@ -1,0 +1,90 @@
+"""Single MLPs: initial weights, order of the data, label noise, state."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrenv.trainees.mlp import (
+    MLPSpec,
+    MLPTrainee,
+    OptimizerSpec,
+    batch_order,
+    initial_parameters,
+    noisy_labels,
+)
+
+SPEC = MLPSpec((7, 5), batch_size=16, total_steps=50)
+
+
+def test_initial_parameters_are_those_of_linear_layers(tiny_data):
+    params = initial_parameters(replace(SPEC, hidden=(400,), init_scale=2.0), tiny_data, 0)
+
+    assert [tuple(p.shape) for p in params] == [(400, 6), (400,), (3, 400), (3,)]
+    for param, n_in in zip(params, (6, 6, 400, 400), strict=True):
+        assert param.abs().max() <= 2 * n_in**-0.5
+    assert params[0].std().item() == pytest.approx(2 * (3 * 6) ** -0.5, rel=0.05)
+
+
+def test_initial_parameters_follow_the_seed(tiny_data):
+    first, again, other = (initial_parameters(SPEC, tiny_data, seed) for seed in (1, 1, 2))
+
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 40), st.integers(0, 99))
+def test_batches_are_shuffled_epochs_in_a_row(n_train, batch_size, total_steps, seed):
+    order = batch_order(n_train, batch_size, total_steps, seed)
+
+    assert order.shape == (total_steps, min(batch_size, n_train))
+    stream = order.flatten()
+    for epoch in stream.split(n_train):
+        assert len(epoch.unique()) == len(epoch)
+    assert stream.min() >= 0
+    assert stream.max() < n_train
+
+
+def test_label_noise_follows_the_seed_and_the_share(tiny_data):
+    labels = tiny_data.y_train
+    draws = [noisy_labels(labels, 3, 0.3, seed) for seed in (1, 1, 2)]
+    many = noisy_labels(torch.zeros(20_000, dtype=torch.int64), 4, 0.3, 0)
+
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert (many != 0).float().mean().item() == pytest.approx(0.3 * 3 / 4, abs=0.015)
+    assert noisy_labels(labels, 3, 0.0, 1) is labels
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerSpec("sgd", 0.9), OptimizerSpec("adamw")])
+def test_state_goes_on_where_it_stopped(tiny_data, tmp_path, optimizer):
+    spec = replace(SPEC, optimizer=optimizer)
+    lr = torch.tensor([0.01])
+
+    def go(trainee: MLPTrainee, n: int) -> list[float]:
+        losses = []
+        for _ in range(n):
+            losses.append(trainee.backward().item())
+            trainee.update(lr)
+        return losses
+
+    stopped, resumed = MLPTrainee(spec, tiny_data, 1), MLPTrainee(spec, tiny_data, 1)
+    go(stopped, 20)
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+    assert go(resumed, 30) == go(stopped, 30)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimizers_have_the_settings_asked_for(name):
+    param = torch.nn.Parameter(torch.zeros(2))
+    group = OptimizerSpec(name, 0.8, 0.97, 0.3).build([param]).param_groups[0]
+
+    assert group["weight_decay"] == 0.3
+    if name == "sgd":
+        assert group["momentum"] == 0.8
+    else:
+        assert group["betas"] == (0.8, 0.97)
