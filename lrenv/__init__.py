@@ -5,6 +5,7 @@ Public names load on first use, so that ``import lrenv`` costs next to nothing.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,11 @@ __all__ = [
     "PolicyFileError",
     "load_policy",
 ]
+
+# Where gymnasium is imported first, as an import sorter puts it, its registry knows our
+# environments from here on; else `import lrenv.registration` does it.
+if "gymnasium" in sys.modules:
+    import_module("lrenv.registration")
 
 
 def __getattr__(name: str) -> Any:

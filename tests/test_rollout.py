@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def waver(token: Tensor, controller: Controller) -> Tensor:
     """Raise the LR of the first run and lower it in the others, by and by less."""
     sign = torch.ones(len(token)).index_fill(0, torch.arange(1, len(token)), -1.0)
-    return sign * 4.0 / (controller.step + 1)
+    return sign * 2.0 / (controller.step + 1)
 
 
 def test_signals_are_dropped_for_half_and_a_tenth_of_the_runs():
@@ -55,11 +55,10 @@ def test_a_rollout_keeps_every_decision(tiny_task):
     assert rollout.actions.shape == rollout.lrs.shape == (3, n)
     assert rollout.final.shape == (3,)
     steps = torch.tensor(plan.ends[plan.lead - 1 : -1])
-    torch.testing.assert_close(rollout.actions[0], 4.0 / (steps + 1))
+    torch.testing.assert_close(rollout.actions[0], 2.0 / (steps + 1))
     changes = rollout.lrs.log().diff(dim=1)
-    expected = MAX_CHANGE * rollout.actions[:, 1:].clamp(-1, 1)
-    assert (changes[0] - expected[0]).abs()[:3].max() < 1e-4
-    assert rollout.final[0] != rollout.final[1]
+    torch.testing.assert_close(changes, MAX_CHANGE * rollout.actions[:, 1:], rtol=0, atol=1e-4)
+    assert rollout.final[0] < 0.98 * rollout.final[1]
 
 
 def test_runs_of_a_group_share_weights_and_batches(tiny_task):
@@ -101,7 +100,7 @@ def test_masked_signals_reach_neither_policy_nor_record(tiny_task):
 def test_a_diverged_run_ends_with_a_loss_that_is_not_finite(tiny_task):
     rollout = roll_out(tiny_task, 1, lambda token, controller: torch.full((1,), 1.0))
 
-    assert not rollout.final.isfinite().any() or rollout.final.item() > 2
+    assert rollout.final.isnan().all()
     assert rollout.tokens.isfinite().all()
 
 

@@ -23,7 +23,7 @@ from lrenv.training.progress import console, progress_bar, track
 from lrenv.training.runfolder import check_settings, make_folder
 from lrenv.training.settings import GeneralistSettings
 
-EXPORT_NAME = "generalist"
+EXPORT_NAME = "default"
 
 
 def train_generalist(settings: GeneralistSettings) -> Path:
@@ -91,7 +91,7 @@ def fine_tune(
             draw = random.Random(settings.seed * 10**6 + ppo.updates)
             ratio = ppo.update(draw.sample(tasks[: settings.tasks], settings.groups_per_update))
             if ppo.updates % settings.evaluate_every == 0:
-                now = summary(evaluate_actor(actor, tasks[settings.tasks :]))
+                now = summary(evaluate_actor(ppo.average, tasks[settings.tasks :]))
                 for name, value in now.items():
                     writer.add_scalar(f"held_out/{name}", value, ppo.updates)
                 console.print(f"Update {ppo.updates}, held-out tasks: {now}")
@@ -105,6 +105,7 @@ def fine_tune(
     updates = ppo.updates
     ppo.save(path, spent=spent, best=best)
     ppo.load(best_path)
+    actor.load_state_dict(ppo.average.state_dict())
     measured["ppo"] = summary(evaluate_actor(actor, tasks[settings.tasks :]))
     measured["ppo"] |= {"updates": updates, "selected_update": ppo.updates}
     measured["ppo"]["hours"] = round(spent / 3600, 3)

@@ -48,6 +48,7 @@ class Batch:
         actions: Actions before clipping, ``(r, t)``.
         mask: 1 for real decisions, ``(r, t)``.
         returns: Return of each run, centred in its group, ``(r,)``.
+        group: The group of each run, ``(r,)``.
         log_ratio: Log ratio to the tuned expert, ``(r,)``.
     """
 
@@ -55,6 +56,7 @@ class Batch:
     actions: Tensor
     mask: Tensor
     returns: Tensor
+    group: Tensor
     log_ratio: Tensor
 
 
@@ -67,14 +69,15 @@ def log_ratios(final: Tensor, reference: float) -> Tensor:
 def join_groups(groups: Sequence[tuple[Rollout, float]]) -> Batch:
     """Pad and stack groups of rollouts with the tuned expert's loss of each group."""
     parts: list[Batch] = []
-    for rollout, reference in groups:
+    for number, (rollout, reference) in enumerate(groups):
         n_runs, t, f = rollout.tokens.shape
         tokens = torch.zeros(n_runs, MAX_DECISIONS, f)
         actions, mask = torch.zeros(2, n_runs, MAX_DECISIONS)
         tokens[:, :t], actions[:, :t], mask[:, :t] = rollout.tokens, rollout.actions, 1.0
         ratio = log_ratios(rollout.final, reference)
-        parts.append(Batch(tokens, actions, mask, ratio.mean() - ratio, ratio))
-    names = ("tokens", "actions", "mask", "returns", "log_ratio")
+        group = torch.full((n_runs,), number)
+        parts.append(Batch(tokens, actions, mask, ratio.mean() - ratio, group, ratio))
+    names = ("tokens", "actions", "mask", "returns", "group", "log_ratio")
     return Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
@@ -92,6 +95,24 @@ def advantages(values: Tensor, returns: Tensor, mask: Tensor, lam: float) -> Ten
     return out
 
 
+def centre_in_groups(gains: Tensor, group: Tensor, floor: float = 0.02) -> Tensor:
+    """Take the group's mean at each decision off the advantages, and divide by its deviation.
+
+    What the critic misjudges about a task is the same for all runs of a group and falls out.
+
+    Args:
+        gains: Advantages, ``(r, t)``, 0 behind the end of a run; a group's runs are equally long.
+        group: The group of each run, ``(r,)``.
+        floor: Least deviation, so that groups without differences stay small.
+    """
+    out = torch.empty_like(gains)
+    for number in group.unique():
+        rows = gains[group == number]
+        rows = rows - rows.mean(0)
+        out[group == number] = rows / rows.square().mean().sqrt().clamp_min(floor)
+    return out
+
+
 class OutcomePPO:
     """Fine-tunes an actor on the outcome of runs.
 
@@ -104,6 +125,7 @@ class OutcomePPO:
     def __init__(self, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
         self.actor, self.settings, self._writer = actor, settings, writer
         self._clone = copy.deepcopy(actor).requires_grad_(False)
+        self.average = copy.deepcopy(actor).requires_grad_(False)
         self.critic = Head("scale-free", actor.n_features)
         self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
@@ -116,6 +138,9 @@ class OutcomePPO:
         learn_actor = self.updates >= self.settings.critic_warmup
         losses = self._learn(batch, generator, learn_actor)
         self.updates += 1
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.actor.parameters(), strict=True):
+                mean.lerp_(now, 1 - self.settings.average_decay)
         losses["charts/log_ratio"] = batch.log_ratio.mean().item()
         losses["charts/worst_share"] = (batch.log_ratio >= -WORST_RETURN).float().mean().item()
         for name, value in losses.items():
@@ -144,6 +169,7 @@ class OutcomePPO:
         return {
             "actor": self.actor,
             "clone": self._clone,
+            "average": self.average,
             "critic": self.critic,
             "actor_opt": self._actor_opt,
             "critic_opt": self._critic_opt,
@@ -153,7 +179,10 @@ class OutcomePPO:
         groups = []
         for task in tasks:
             n = self.settings.group
-            choose = NetworkChoice(self.actor, self.settings.action_std, generator)
+            settings = self.settings
+            choose = NetworkChoice(
+                self.actor, settings.action_std, settings.noise_memory, generator
+            )
             # One mask for the group, so that its runs differ in their schedules alone.
             mask = drop_signals(1, generator).expand(n, -1)
             groups.append((roll_out(task, n, choose, mask), search_experts(task).reference))
@@ -167,7 +196,7 @@ class OutcomePPO:
             old = self.actor(batch.tokens)
             clone = self._clone(batch.tokens)
             gains = advantages(self.critic(batch.tokens), batch.returns, mask, settings.gae_lambda)
-            gains = gains / ((gains.square() * mask).sum() / mask.sum()).sqrt().clamp_min(1e-4)
+            gains = centre_in_groups(gains, batch.group)
         log: dict[str, float] = {}
         go_on = learn_actor
         for _ in range(settings.epochs):

@@ -95,19 +95,42 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
 
 
 class NetworkChoice:
-    """Chooses by an actor, with Gaussian noise of a given deviation."""
+    """Chooses by an actor, with Gaussian noise that is correlated in time.
 
-    def __init__(self, actor: Head, std: float = 0.0, generator: torch.Generator | None = None):
-        self._actor, self._std, self._generator = actor, std, generator
+    A constant shift of the actions shifts the whole LR curve, whose effect on the outcome is much
+    larger than that of white noise, which the policy undoes at the next decision (compare
+    Eberhard et al. 2023 on pink noise).
+
+    Args:
+        actor: The actor.
+        std: Deviation of the noise at any one decision.
+        memory: Its correlation at successive decisions, of an AR(1) process.
+        generator: Source of the noise; without one there is none.
+    """
+
+    def __init__(
+        self,
+        actor: Head,
+        std: float = 0.0,
+        memory: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._actor, self._std, self._memory, self._generator = actor, std, memory, generator
         self._cache: list[list[Tensor]] = []
+        self._noise: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, token: Tensor, controller: Controller) -> Tensor:
         """Return actions ``(r,)`` for the newest token ``(r, f)``."""
         mean = self._actor.step(token, self._cache)
-        if self._std == 0.0:
+        if self._generator is None:
             return mean
-        return mean + self._std * torch.randn(mean.shape, generator=self._generator)
+        fresh = torch.randn(mean.shape, generator=self._generator)
+        if self._noise is None:
+            self._noise = fresh
+        else:
+            self._noise = self._memory * self._noise + (1 - self._memory**2) ** 0.5 * fresh
+        return mean + self._std * self._noise
 
 
 def recovery_label(log_schedule: Tensor, controller: Controller) -> Tensor:

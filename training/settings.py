@@ -31,7 +31,7 @@ class GeneralistSettings:
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
     """Peak LR of cloning."""
-    groups_per_update: int = 4
+    groups_per_update: int = 6
     """Tasks rolled out for one PPO update."""
     critic_warmup: int = 8
     """PPO updates in which only the critic learns."""
@@ -43,15 +43,19 @@ class GeneralistSettings:
     """Passes over the rollouts of one update."""
     clip: float = 0.2
     """Clip range of PPO."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.97
     """λ of generalised advantage estimation; the discount is 1."""
     kl_clone: float = 0.01
     """Weight of the KL term to the clone."""
-    target_kl: float = 0.03
+    target_kl: float = 0.02
     """Mean KL to the last policy at which an update ends."""
     action_std: float = 0.125
     """Deviation of the actions while training; ±1 is the largest change of log LR."""
-    actor_lr: float = 2e-4
+    noise_memory: float = 0.9
+    """Correlation of the action noise at successive decisions; a policy undoes white noise."""
+    average_decay: float = 0.95
+    """Decay of the moving average of the actor's weights, which is what is exported."""
+    actor_lr: float = 1e-4
     """LR of the actor in PPO."""
     critic_lr: float = 5e-4
     """LR of the critic in PPO."""
@@ -83,7 +87,7 @@ class ClassicSettings:
     """Peak LR of cloning."""
     n_envs: int = 4
     """Environments side by side in PPO."""
-    total_timesteps: int = 2880
+    total_timesteps: int = 1680
     """Decisions of PPO; 0 keeps the clone alone."""
     learning_rate: float = 1e-3
     """LR of PPO."""

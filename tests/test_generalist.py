@@ -1,0 +1,204 @@
+"""The general policy's recipe: a tiny run that is killed twice and goes on each time."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lrenv.errors import InputError
+from lrenv.policies.frozen import load_policy
+from lrenv.trainees.families import Task, training_task
+from lrenv.training import clone, generalist
+from lrenv.training.generalist import summary, train_generalist
+from lrenv.training.outcome_ppo import OutcomePPO
+from lrenv.training.runfolder import read_state
+from lrenv.training.settings import GeneralistSettings
+
+UPDATES = 8
+TASKS = 22
+SETTINGS = GeneralistSettings(
+    tasks=TASKS,
+    held_out=2,
+    group=2,
+    rounds=2,
+    clone_steps=6,
+    clone_batch=4,
+    groups_per_update=2,
+    critic_warmup=1,
+    evaluate_every=3,
+    epochs=1,
+    updates=UPDATES,
+)
+
+
+def train(folder: Path) -> None:
+    """Train on tasks of 5 to 20 steps, and write a line for each PPO update."""
+    update = OutcomePPO.update
+
+    def logged(ppo: OutcomePPO, tasks: list[Task]) -> float:
+        with folder.with_suffix(".log").open("a") as log:
+            print(ppo.updates, file=log)
+        return update(ppo, tasks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (clone, generalist):
+            patch.setattr(module, "training_task", partial(training_task, steps=(5, 20)))
+        patch.setattr(OutcomePPO, "update", logged)
+        train_generalist(replace(SETTINGS, output=folder))
+
+
+def kill_when(folder: Path, ready: Callable[[], bool]) -> None:
+    """Train in a process of its own, and kill it as soon as something holds."""
+    code = "import runpy, sys; from pathlib import Path; "
+    code += "runpy.run_path(sys.argv[1])['train'](Path(sys.argv[2]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, __file__, str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing to kill"
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def updates_taken(folder: Path) -> list[int]:
+    log = folder.with_suffix(".log")
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run that was killed while it demonstrated and while it learned, and one that was not."""
+    root = tmp_path_factory.mktemp("generalist")
+    killed, whole, seen = root / "killed", root / "whole", {}
+    kill_when(killed, lambda: times(killed, "demonstrations/round0-0.safetensors") != {})
+    seen["demonstrations"] = times(killed, "demonstrations/*.safetensors")
+    kill_when(killed, lambda: len(updates_taken(killed)) >= 7)
+    seen["second"] = updates_taken(killed)
+    seen["saved"] = read_state(killed / "ppo.pt")["updates"]
+    seen["cloned"] = times(killed, "*/*.safetensors") | times(killed, "clone-*.pt")
+    train(killed)
+    train(whole)
+    return killed, whole, seen
+
+
+def test_demonstrations_are_not_made_twice(runs):
+    killed, _, seen = runs
+
+    assert "round0-0.safetensors" in seen["demonstrations"]
+    assert "round1-0.safetensors" not in seen["demonstrations"]
+    now = times(killed, "demonstrations/*.safetensors")
+    assert seen["demonstrations"].items() <= now.items()
+    assert set(now) == {f"round{i}-{j}.safetensors" for i in (0, 1) for j in (0, 20)}
+
+
+def test_cloning_is_not_done_twice(runs):
+    killed, _, seen = runs
+
+    assert {"clone-round0.pt", "clone-round1.pt"} < set(seen["cloned"])
+    now = times(killed, "*/*.safetensors") | times(killed, "clone-*.pt")
+    assert now == seen["cloned"]
+
+
+def test_updates_go_on_from_the_last_ones_saved(runs):
+    killed, _, seen = runs
+
+    assert seen["second"][:7] == list(range(7))
+    assert seen["saved"] == 5
+    assert updates_taken(killed) == seen["second"] + list(range(5, UPDATES))
+    assert read_state(killed / "ppo.pt")["updates"] == UPDATES
+
+
+def test_a_killed_run_ends_as_one_that_was_not(runs):
+    killed, whole, _ = runs
+
+    assert updates_taken(whole) == list(range(UPDATES))
+    for name in ("generalist", "generalist-clone"):
+        expected, found = (load_file(f / f"{name}.safetensors") for f in (whole, killed))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    last, resumed = (read_state(f / "ppo.pt")["actor"] for f in (whole, killed))
+    assert all(torch.equal(last[key], resumed[key]) for key in last)
+    cloned = load_file(whole / "generalist-clone.safetensors")
+    assert not all(torch.equal(last[key], cloned[key]) for key in cloned)
+
+
+def test_no_temporary_files_are_left_by_a_run_that_ended(runs):
+    _, whole, _ = runs
+
+    assert not [p for p in whole.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"]
+
+
+def test_the_export_is_a_policy_with_its_history(runs):
+    killed, _, _ = runs
+    policy = load_policy(killed / "generalist.json")
+
+    measured = policy.card["held_out_ratio_to_tuned_expert"]
+    assert set(measured) == {"clone", "ppo"}
+    assert measured["ppo"]["updates"] == UPDATES
+    assert 0 <= measured["ppo"]["selected_update"] <= UPDATES
+    assert measured["ppo"]["geometric_mean"] <= measured["clone"]["geometric_mean"]
+    assert measured["ppo"]["hours"] == pytest.approx(
+        read_state(killed / "ppo.pt")["spent"] / 3600, abs=1e-3
+    )
+    assert policy.card["settings"]["tasks"] == TASKS
+    assert "output" not in policy.card["settings"]
+
+
+def test_other_settings_are_refused(runs):
+    killed, _, _ = runs
+
+    with pytest.raises(InputError, match="got seed=7 instead of 0; use another --output"):
+        train_generalist(replace(SETTINGS, output=killed, seed=7))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"tasks": 3, "groups_per_update": 4}, {"held_out": 0}, {"tasks": 0}, {"group": 0}],
+    ids=["too few tasks", "none held out", "no tasks", "no runs"],
+)
+def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
+    def reached(task):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("lrenv.training.generalist.search_experts", reached)
+    monkeypatch.setattr("lrenv.training.generalist.clone", lambda *_: reached(None))
+
+    with pytest.raises(InputError, match=next(reversed(settings))):
+        train_generalist(GeneralistSettings(output=tmp_path, **settings))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InputError, match=r"folder that can be written, got .*file"):
+        train_generalist(GeneralistSettings(output=tmp_path / "file"))
+
+
+def test_a_summary_by_hand():
+    ratios = torch.tensor([[0.5, 2.0], [1.0, 4.0]]).log()
+
+    assert summary(ratios) == {
+        "geometric_mean": 1.4142,
+        "median": 1.4142,
+        "worst": 4.0,
+        "wins": 0.25,
+    }
