@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -10,17 +10,17 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from lrenv.controller import Controller, Preset, run_interval
+from lrenv.controller import Controller, Preset
 from lrenv.decisions import MAX_DECISIONS
+from lrenv.episode import Episode, Outcome
 from lrenv.observation import CLASSIC_CLIP, CLIP, FEATURES
-from lrenv.rewards import Reward, RewardContext, build_reward
+from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
+from lrenv.trainees.base import Trainee
+from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.window import WINDOW, StepWindow
-
-DIVERGED_REWARD = -10.0
-_DIVERGED_FACTOR = 20.0
 
 Observation = NDArray[np.float32]
 
@@ -90,15 +90,19 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._task = build_task(trainee, total_steps, spec)
         self._preset = preset
         self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
-        self.trainee = build_trainee(self._task)
-        self.controller = self._new_controller(self.trainee)
+        self._episode = self._new_episode(self._task.seed)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        if preset == "classic":
-            layers = group_layers([p.shape[1:] for p in self.trainee.parameters()])[-1] + 1
-            shape, bound = (WINDOW * (layers + 4),), CLASSIC_CLIP
-        else:
-            shape, bound = (MAX_DECISIONS * len(FEATURES),), CLIP
-        self.observation_space = spaces.Box(-bound, bound, shape, np.float32)
+        self.observation_space = observation_space(preset, self.trainee)
+
+    @property
+    def trainee(self) -> MLPTrainee:
+        """The trainee of the episode."""
+        return self._episode.trainee
+
+    @property
+    def controller(self) -> Controller:
+        """The controller of the episode."""
+        return self._episode.controller
 
     @property
     def window(self) -> StepWindow:
@@ -115,61 +119,56 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
             options: ``{"trainee_seed": int}`` sets the seed of the run itself.
         """
         super().reset(seed=seed)
-        drawn = int(self.np_random.integers(2**31))
-        run_seed = (options or {}).get("trainee_seed", drawn)
-        self.trainee = build_trainee(self._task, run_seed)
-        self.controller = self._new_controller(self.trainee)
-        self._best_val = float("inf")
-        while not self.controller.deciding:
-            val = self._run_interval()
-            self._best_val = min(self._best_val, val)
-        self._first_loss = float(self.window.loss[0, 0])
+        run_seed = draw_run_seed(self.np_random, options)
+        self._episode = self._new_episode(run_seed)
+        self._episode.start()
         return self._observation(), {"lr": float(self.controller.lr), "trainee_seed": run_seed}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Set the LR by ``action``, ``(1,)``, and train for an interval."""
-        decision = self.controller.act(torch.as_tensor(action, dtype=torch.float32).reshape(1))
-        val = self._run_interval()
-        last = self.window.loss[0, -1]
-        diverged = not bool(last.isfinite()) or bool(last > _DIVERGED_FACTOR * self._first_loss)
-        done = self.controller.done or diverged
-        if diverged:
-            reward = DIVERGED_REWARD
-        else:
-            reward = self._reward(self._context(val))
-            self._best_val = min(self._best_val, val)
-        info = {
-            "lr": float(decision.lr),
-            "step": self.controller.step,
-            "train_loss": float(last),
-            "val_loss": val,
-            "diverged": diverged,
-        }
-        return self._observation(), reward, done, False, info
+        outcome = self._episode.step(torch.as_tensor(action, dtype=torch.float32).reshape(1))
+        info = outcome_info(outcome, 0, self.controller.step)
+        reward, over = float(outcome.rewards), bool(outcome.terminated)
+        return self._observation(), reward, over, False, info
 
-    def _new_controller(self, trainee: MLPTrainee) -> Controller:
-        return Controller(trainee.total_steps, trainee.traits, preset=self._preset)
-
-    def _run_interval(self) -> float:
-        run_interval(self.trainee, self.controller)
-        val = self.trainee.evaluate("val")[0]
-        self.controller.close(val)
-        return float(val)
-
-    def _context(self, val_loss: float) -> RewardContext:
-        n_train = len(self.trainee.dataset.x_train)
-        per_epoch = n_train / self.trainee.spec.batch_size
-        return RewardContext(
-            window=self.window,
-            val_loss=val_loss,
-            best_val_loss=self._best_val,
-            epoch=self.controller.step / per_epoch,
-            max_epoch=self.trainee.total_steps / per_epoch,
-            done=self.controller.done,
-        )
+    def _new_episode(self, seed: int) -> Episode[MLPTrainee]:
+        trainee = build_trainee(self._task, seed)
+        return Episode(trainee, self._preset, self._reward, steps_per_epoch(self._task))
 
     def _observation(self) -> Observation:
-        flat = self.controller.observer.padded().reshape(-1)
-        return flat.numpy().astype(np.float32, copy=False)
+        return self._episode.observation()[0].numpy().astype(np.float32, copy=False)
+
+
+def observation_space(preset: Preset, trainee: Trainee) -> gym.Space[Observation]:
+    """The flat space of a preset's observations of one run of a trainee."""
+    if preset == "classic":
+        layers = group_layers([p.shape[1:] for p in trainee.parameters()])[-1] + 1
+        shape, bound = (WINDOW * (layers + 4),), CLASSIC_CLIP
+    else:
+        shape, bound = (MAX_DECISIONS * len(FEATURES),), CLIP
+    space: Any = spaces.Box(-bound, bound, shape, np.float32)
+    return cast("gym.Space[Observation]", space)
+
+
+def draw_run_seed(generator: np.random.Generator, options: dict[str, Any] | None) -> int:
+    """Draw the seed of a run, or take the one that the options name."""
+    drawn = int(generator.integers(2**31))
+    return int((options or {}).get("trainee_seed", drawn))
+
+
+def steps_per_epoch(task: Task) -> float:
+    """Optimizer steps in a pass over the training data of a task."""
+    return len(load_data(task.data).x_train) / task.spec.batch_size
+
+
+def outcome_info(outcome: Outcome, row: int, step: int) -> dict[str, Any]:
+    """What the environments tell beside observation and reward, for one run."""
+    return {
+        "lr": float(outcome.lr[row]),
+        "step": step,
+        "train_loss": float(outcome.train_loss[row]),
+        "val_loss": float(outcome.val_loss[row]),
+        "diverged": bool(outcome.diverged[row]),
+    }

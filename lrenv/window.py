@@ -103,6 +103,14 @@ class StepWindow:
             )
         self._empty = False
 
+    def row(self, index: int) -> StepWindow:
+        """Return the window of one run, sharing memory."""
+        out = StepWindow()
+        for name, value in vars(self).items():
+            per_run = isinstance(value, Tensor) and name != "left"
+            setattr(out, name, value[index : index + 1] if per_run else value)
+        return out
+
     def state_dict(self) -> dict[str, object]:
         """Return the state as tensors and plain values."""
         return dict(vars(self))

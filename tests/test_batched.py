@@ -174,7 +174,7 @@ def test_seeds_and_specifications_must_agree(tiny_data, n_specs, n_seeds):
 @pytest.mark.parametrize("make", [BatchedMLP, MLPTrainee])
 def test_an_unknown_optimizer_is_refused(tiny_data, make):
     spec = replace(SPEC, optimizer=OptimizerSpec("lion"))
-    with pytest.raises(InputError, match="sgd, adam.* adamw; got 'lion'"):
+    with pytest.raises(InputError, match=r"sgd, adam.* adamw; got 'lion'"):
         make(*(([spec], tiny_data, [0]) if make is BatchedMLP else (spec, tiny_data, 0)))
 
 

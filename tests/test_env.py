@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import lrenv.registration  # noqa: F401
 from lrenv import InputError, LRScheduleEnv
-from lrenv.env import DIVERGED_REWARD
+from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import extract_actor, policy_kwargs
 

@@ -122,7 +122,7 @@ LISTS = ("kinds", "peaks", "val_loss", "train_loss")
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: '{"format": 1}',
-        lambda text: json.dumps({"format": 1, "task": {}} | dict.fromkeys(LISTS, [])),
+        lambda text: json.dumps({"format": 1, "task": {}} | {key: [] for key in LISTS}),
         lambda text: text.replace('"format": 1', '"format": 0'),
     ],
     ids=["empty", "half", "list", "bare", "no runs", "old"],

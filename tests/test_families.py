@@ -28,7 +28,8 @@ def test_training_tasks_are_drawn_by_number():
 
 
 def test_training_tasks_do_not_depend_on_the_process():
-    code = "from lrenv.trainees.families import training_task as t; print(*(t(i).key() for i in range(9)))"
+    code = "from lrenv.trainees.families import training_task as task; "
+    code += "print(*(task(i).key() for i in range(9)))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

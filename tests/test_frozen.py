@@ -233,7 +233,7 @@ def test_another_format_is_refused(card, version):
 def test_another_list_of_features_is_refused(card, features):
     edit(card, features=features)
 
-    with pytest.raises(PolicyFileError, match="features of this version in .*, got another list"):
+    with pytest.raises(PolicyFileError, match=r"features of this version in .*, got another list"):
         load_policy(card)
 
 
@@ -257,7 +257,7 @@ def test_a_missing_key_is_refused(card, key):
 def test_another_preset_is_refused(card, preset):
     edit(card, preset=preset)
 
-    with pytest.raises(PolicyFileError, match="Expected preset among .*'scale-free', 'classic'"):
+    with pytest.raises(PolicyFileError, match=r"Expected preset among .*'scale-free', 'classic'"):
         load_policy(card)
 
 

@@ -17,7 +17,7 @@ from lrenv.errors import InputError
 from lrenv.policies.frozen import load_policy
 from lrenv.trainees.families import Task, training_task
 from lrenv.training import clone, generalist
-from lrenv.training.generalist import summary, train_generalist
+from lrenv.training.generalist import EXPORT_NAME, summary, train_generalist
 from lrenv.training.outcome_ppo import OutcomePPO
 from lrenv.training.runfolder import read_state
 from lrenv.training.settings import GeneralistSettings
@@ -131,13 +131,13 @@ def test_a_killed_run_ends_as_one_that_was_not(runs):
     killed, whole, _ = runs
 
     assert updates_taken(whole) == list(range(UPDATES))
-    for name in ("generalist", "generalist-clone"):
+    for name in (EXPORT_NAME, f"{EXPORT_NAME}-clone"):
         expected, found = (load_file(f / f"{name}.safetensors") for f in (whole, killed))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     last, resumed = (read_state(f / "ppo.pt")["actor"] for f in (whole, killed))
     assert all(torch.equal(last[key], resumed[key]) for key in last)
-    cloned = load_file(whole / "generalist-clone.safetensors")
+    cloned = load_file(whole / f"{EXPORT_NAME}-clone.safetensors")
     assert not all(torch.equal(last[key], cloned[key]) for key in cloned)
 
 
@@ -149,7 +149,7 @@ def test_no_temporary_files_are_left_by_a_run_that_ended(runs):
 
 def test_the_export_is_a_policy_with_its_history(runs):
     killed, _, _ = runs
-    policy = load_policy(killed / "generalist.json")
+    policy = load_policy(killed / f"{EXPORT_NAME}.json")
 
     measured = policy.card["held_out_ratio_to_tuned_expert"]
     assert set(measured) == {"clone", "ppo"}

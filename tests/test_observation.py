@@ -1,6 +1,7 @@
 """What a policy sees: scale-free, complete, finite."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -136,13 +137,11 @@ def test_the_padded_observation_holds_the_tokens_and_zeros_behind(scripted_run):
     assert padded[:, COLUMN["valid"]].sum() == len(seen)
 
 
-@pytest.mark.parametrize("total_steps", [3 + 6400, 5000])
-def test_the_observation_at_the_end_of_a_long_run_has_its_shape(total_steps):
-    made = observer()
-    made.update(interval([2.0]), torch.ones(1))
-    made.tokens *= Controller(total_steps, made._traits).plan.n_decisions + 1
+def test_the_observation_at_the_end_of_a_long_run_has_its_shape(scripted_run):
+    controller = observe(scripted_run(n_layers=1), 1700)
 
-    assert made.padded().shape == (1, MAX_DECISIONS, len(FEATURES))
+    assert controller.plan.n_decisions == MAX_DECISIONS
+    assert controller.observer.padded().shape == (1, MAX_DECISIONS, len(FEATURES))
 
 
 def test_features_have_names_of_their_own():
@@ -188,6 +187,35 @@ def test_progress_lr_and_window_by_hand():
     assert value(made, "update_ratio_max") == pytest.approx(math.log10(3) / 2, abs=1e-5)
     assert value(made, "update_ratio_median") == pytest.approx(math.log10(2) / 2, abs=1e-5)
     assert value(made, "grad_norm_median") == pytest.approx(0.0, abs=1e-6)
+
+
+def test_geometry_by_hand():
+    """Two steps back and forth in nine: a path of 1 + 9 · 2 and a distance of 0.5."""
+    made, first = observer(), interval([1.0])
+    made.update(first, torch.ones(1))
+    cosines = [(-0.36, 0.09), (math.nan, 0.09)]
+    stats = [
+        replace(
+            first.stats[0],
+            momentum_cos=torch.tensor([a]),
+            gradient_cos=torch.tensor([b]),
+            param_norm=torch.tensor([math.exp(0.1)]),
+            update_norm=torch.tensor([2.0]),
+            distance=torch.tensor([0.5]),
+        )
+        for a, b in cosines
+    ]
+    made.update(replace(interval([1.0] * 9, start=1), stats=stats), torch.ones(1))
+
+    expected = {
+        "momentum_cos": -0.6,
+        "gradient_cos": 0.3,
+        "descent_cos": 1.0,
+        "weight_growth": 0.2,
+        "distance": (math.log10(0.5) + 1) / 2,
+        "straightness": math.log10(0.5 / 19 + 1e-4) + 1,
+    }
+    assert {name: value(made, name) for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_missing_validation_loss_is_masked():

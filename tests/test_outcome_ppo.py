@@ -19,6 +19,7 @@ from lrenv.training.outcome_ppo import (
     Batch,
     OutcomePPO,
     advantages,
+    centre_in_groups,
     evaluate_actor,
     join_groups,
     log_ratios,
@@ -74,8 +75,29 @@ def test_advantages_at_the_ends_of_lambda(values, outcome, padding):
 
     following = [*values[1:], outcome]
     assert whole[:n].tolist() == pytest.approx([outcome - v for v in values])
-    assert steps[:n].tolist() == pytest.approx([b - a for a, b in zip(values, following, strict=True)])
+    assert steps[:n].tolist() == pytest.approx(
+        [b - a for a, b in zip(values, following, strict=True)]
+    )
     assert whole[n:].tolist() == steps[n:].tolist() == [0.0] * padding
+
+
+def test_advantages_are_centred_and_scaled_in_groups():
+    gains = torch.tensor([[3.0, 0.0], [10.0, 5.0], [1.0, 2.0], [10.0, 5.001]])
+    group = torch.tensor([0, 1, 0, 1])
+
+    found = centre_in_groups(gains, group, floor=0.1)
+
+    expected = [[1.0, -1.0], [0.0, -0.005], [-1.0, 1.0], [0.0, 0.005]]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_the_scale_of_a_group_does_not_depend_on_the_padding():
+    gains = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+    padded = torch.cat([gains, torch.zeros(2, 6)], 1)
+
+    found = centre_in_groups(padded, torch.zeros(2))
+
+    torch.testing.assert_close(found[:, :2], centre_in_groups(gains, torch.zeros(2)))
 
 
 def test_groups_are_joined_and_centred():
@@ -94,6 +116,7 @@ def test_groups_are_joined_and_centred():
 
     assert batch.tokens.shape == (5, MAX_DECISIONS, 5)
     assert batch.mask.sum(1).tolist() == [3, 3, 2, 2, 2]
+    assert batch.group.tolist() == [0, 0, 1, 1, 1]
     assert batch.actions.sum(1).tolist() == pytest.approx([0.9, 0.9, 0.4, 0.4, 0.4])
     assert batch.log_ratio.tolist() == pytest.approx([0.0, 1.0, 0.0, 2.0, 0.0], abs=1e-6)
     expected = [0.5, -0.5, 2 / 3, -4 / 3, 2 / 3]
@@ -113,6 +136,17 @@ def test_the_actor_learns_after_the_warm_up_of_the_critic(tiny_task):
     assert not torch.equal(weights(ppo.actor), actor)
     assert torch.equal(weights(ppo._clone), clone)
     assert ppo.updates == 2
+
+
+def test_the_average_follows_the_actor(tiny_task):
+    ppo = new_ppo(critic_warmup=0, average_decay=0.75)
+    expected = weights(ppo.actor)
+    for _ in range(2):
+        ppo.update([tiny_task])
+        expected = 0.75 * expected + 0.25 * weights(ppo.actor)
+
+    torch.testing.assert_close(weights(ppo.average), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(weights(ppo.average), weights(ppo.actor))
 
 
 def test_an_update_returns_the_mean_log_ratio_of_its_runs(tiny_task):
@@ -144,7 +178,7 @@ def toy_batch(actor: Head, seed: int, sign: float) -> Batch:
         actions = actor(tokens) + noise
     mask = torch.tensor([1.0, 0.0, 0.0]).expand(64, -1)
     returns = sign * (noise[:, 0] - noise[:, 0].mean())
-    return Batch(tokens, actions, mask, returns, -returns)
+    return Batch(tokens, actions, mask, returns, torch.zeros(64), -returns)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -174,6 +208,23 @@ def test_the_kl_term_holds_the_actor_at_the_clone(monkeypatch):
     assert moved[1] < 0.3 * moved[0]
 
 
+def test_a_change_of_likelihood_is_clipped(monkeypatch):
+    """However long one batch is learned from, its ratios stay about within the clip range."""
+    ppo = new_ppo(critic_warmup=0, kl_clone=0.0, target_kl=1e9, epochs=60, clip=0.2)
+    batch = toy_batch(ppo.actor, 0, 1.0)
+    with torch.no_grad():
+        old = ppo.actor(batch.tokens)
+    monkeypatch.setattr(ppo, "_collect", lambda *_: batch)
+
+    ppo.update([])
+
+    with torch.no_grad():
+        new = ppo.actor(batch.tokens)
+    errors = [(batch.actions - mean)[:, 0].square() for mean in (old, new)]
+    log_ratio = (errors[0] - errors[1]) / (2 * SETTINGS.action_std**2)
+    assert 0.05 < log_ratio.abs().median() < 0.6
+
+
 def test_an_update_ends_at_the_target_kl(monkeypatch):
     counts = {}
     for target in (-1.0, 1e9):
@@ -199,7 +250,7 @@ def test_state_goes_on_where_it_stopped(tiny_task, tmp_path):
 
     assert state["spent"] == 1.5
     assert resumed.updates == 3
-    for name in ("actor", "critic", "_clone"):
+    for name in ("actor", "critic", "average", "_clone"):
         assert torch.equal(weights(getattr(resumed, name)), weights(getattr(whole, name)))
 
 

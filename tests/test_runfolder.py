@@ -86,6 +86,16 @@ def test_a_file_appears_at_once_and_whole(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
+def test_a_reader_of_the_old_file_reads_it_to_its_end(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    with path.open() as reader:
+        write_atomic(path, lambda temporary: temporary.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_json_round_trip(tmp_path):
     data = {"a": [1, 2.5, None], "b": "ü", "c": float("inf")}
     write_json(tmp_path / "data.json", data)
@@ -155,6 +165,8 @@ def test_the_budget_may_change_between_restarts(tmp_path):
 def test_other_settings_are_refused(tmp_path, name, value, before):
     check_settings(tmp_path, Settings(), free={"hours"})
 
-    with pytest.raises(InputError, match=f"{name}={value} instead of {before}; use another --output"):
+    with pytest.raises(
+        InputError, match=f"{name}={value} instead of {before}; use another --output"
+    ):
         check_settings(tmp_path, replace(Settings(), **{name: value}), free={"hours"})
     assert read_json(tmp_path / "settings.json")[name] == before

@@ -89,7 +89,8 @@ def fine_tune(
         while spent < settings.hours * 3600 and ppo.updates < settings.updates:
             began = time.monotonic()
             draw = random.Random(settings.seed * 10**6 + ppo.updates)
-            ratio = ppo.update(draw.sample(tasks[: settings.tasks], settings.groups_per_update))
+            sample = draw.sample(tasks[: settings.tasks], settings.groups_per_update)
+            ratio = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
                 now = summary(evaluate_actor(ppo.average, tasks[settings.tasks :]))
                 for name, value in now.items():

@@ -131,8 +131,18 @@ class OutcomePPO:
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
         self.updates = 0
 
-    def update(self, tasks: Sequence[Task]) -> float:
-        """Roll out a group on each task and learn from them; returns the mean log ratio."""
+    def update(self, tasks: Sequence[Task], left: float = 1.0) -> float:
+        """Roll out a group on each task and learn from them.
+
+        Args:
+            tasks: The tasks.
+            left: Fraction of the budget that is left, which scales the actor's LR.
+
+        Returns:
+            The mean log ratio to the tuned experts.
+        """
+        for group in self._actor_opt.param_groups:
+            group["lr"] = self.settings.actor_lr * (0.1 + 0.9 * left)
         generator = torch.Generator().manual_seed(self.settings.seed * 10**7 + self.updates)
         batch = self._collect(tasks, generator)
         learn_actor = self.updates >= self.settings.critic_warmup

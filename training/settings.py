@@ -13,7 +13,7 @@ class GeneralistSettings:
 
     output: Path = Path("runs/generalist")
     """Run folder; a run that was stopped goes on from there."""
-    hours: float = 1.2
+    hours: float = 1.0
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
     """Seed of everything random but the tasks."""
@@ -47,7 +47,7 @@ class GeneralistSettings:
     """λ of generalised advantage estimation; the discount is 1."""
     kl_clone: float = 0.01
     """Weight of the KL term to the clone."""
-    target_kl: float = 0.02
+    target_kl: float = 0.03
     """Mean KL to the last policy at which an update ends."""
     action_std: float = 0.125
     """Deviation of the actions while training; ±1 is the largest change of log LR."""
@@ -55,8 +55,8 @@ class GeneralistSettings:
     """Correlation of the action noise at successive decisions; a policy undoes white noise."""
     average_decay: float = 0.95
     """Decay of the moving average of the actor's weights, which is what is exported."""
-    actor_lr: float = 1e-4
-    """LR of the actor in PPO."""
+    actor_lr: float = 6e-5
+    """LR of the actor in PPO at the start; falls linearly to a tenth over the budget."""
     critic_lr: float = 5e-4
     """LR of the critic in PPO."""
 

@@ -1,0 +1,198 @@
+"""Vector environments: many training runs side by side, over batched trainees.
+
+Runs of one shape that start together train in lockstep, in one group; groups of different shapes,
+optimizers and episode lengths stand side by side. A run that diverges leaves its group, and starts
+anew in another.
+
+Shape legend: e environments, n size of an observation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from lrenv.controller import Preset
+from lrenv.env import draw_run_seed, observation_space, outcome_info, steps_per_epoch
+from lrenv.episode import Episode
+from lrenv.errors import InputError
+from lrenv.rewards import Reward, build_reward
+from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.families import Task, load_data
+from lrenv.trainees.registry import build_trainee
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Options = dict[str, Any]
+
+
+@dataclass
+class _Group:
+    """Runs in lockstep; a run that is over has no slot."""
+
+    episode: Episode[BatchedMLP]
+    slots: list[int | None]
+
+
+class RunSlots:
+    """The core of the vector environments: slots that each hold a run of their own task.
+
+    Args:
+        tasks: The task of each slot; its seed is replaced at every reset.
+        preset: Preset of observation and action.
+        reward: Name of a reward, or a function from ``RewardContext`` to a float.
+        reference: The tuned expert's validation loss, for the reward ``"outcome"``.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        preset: Preset = "scale-free",
+        reward: str | Reward = "smoothness",
+        reference: float | None = None,
+    ) -> None:
+        if not tasks:
+            raise InputError("Expected at least one task, got none; name a task a slot.")
+        self._tasks, self._preset = list(tasks), preset
+        self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
+        self._generators = [seeding.np_random()[0] for _ in tasks]
+        self._groups: list[_Group] = []
+        spaces = {observation_space(preset, build_trainee(task)).shape for task in tasks}
+        if len(spaces) > 1:
+            raise InputError(
+                f"Expected observations of one shape, got {sorted(map(str, spaces))}; under the "
+                "classic preset all trainees need the same number of layers."
+            )
+        self.observation_space = observation_space(preset, build_trainee(tasks[0]))
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observations: Floats = np.zeros(
+            (len(tasks), *(self.observation_space.shape or ())), np.float32
+        )
+
+    def seed(self, slot: int, seed: int) -> None:
+        """Seed the random numbers of a slot, as a single environment's ``reset(seed=...)``."""
+        self._generators[slot] = seeding.np_random(seed)[0]
+
+    def reset(self, slots: Iterable[int], options: Sequence[Options | None] | None = None) -> None:
+        """Start new runs in slots; those of one shape form a group."""
+        shapes: dict[Any, list[tuple[int, Task]]] = defaultdict(list)
+        for slot in slots:
+            self._drop(slot)
+            seed = draw_run_seed(self._generators[slot], options[slot] if options else None)
+            task = replace(self._tasks[slot], seed=seed)
+            spec = task.spec
+            shape = (spec.hidden, spec.activation, spec.optimizer.name, spec.batch_size)
+            shapes[task.data, shape, spec.total_steps].append((slot, task))
+        for members in shapes.values():
+            self._start(members)
+
+    def step(self, actions: Floats) -> tuple[Floats, Bools, dict[int, dict[str, Any]]]:
+        """Take a decision in every slot that holds a run.
+
+        Args:
+            actions: One action a slot, ``(e, 1)``.
+
+        Returns:
+            Rewards ``(e,)``, runs that are over ``(e,)``, and the infos of the slots stepped.
+        """
+        rewards = np.zeros(len(self._tasks), np.float32)
+        over = np.zeros(len(self._tasks), np.bool_)
+        infos: dict[int, dict[str, Any]] = {}
+        for group in self._groups:
+            rows = [0 if slot is None else slot for slot in group.slots]
+            outcome = group.episode.step(torch.from_numpy(actions[rows, 0]))
+            observations = group.episode.observation().numpy()
+            for row, slot in enumerate(group.slots):
+                if slot is None:
+                    continue
+                self.observations[slot] = observations[row]
+                rewards[slot] = outcome.rewards[row]
+                over[slot] = bool(outcome.terminated[row])
+                infos[slot] = outcome_info(outcome, row, group.episode.controller.step)
+        for finished in np.flatnonzero(over).tolist():
+            self._drop(finished)
+        return rewards, over, infos
+
+    def _drop(self, slot: int) -> None:
+        for group in self._groups:
+            group.slots = [None if s == slot else s for s in group.slots]
+        self._groups = [g for g in self._groups if any(s is not None for s in g.slots)]
+
+    def _start(self, members: Sequence[tuple[int, Task]]) -> None:
+        slots, tasks = zip(*members, strict=True)
+        trainee = BatchedMLP(
+            [t.spec for t in tasks], load_data(tasks[0].data), [t.seed for t in tasks]
+        )
+        per_epoch = steps_per_epoch(tasks[0])
+        episode = Episode(trainee, self._preset, self._reward, per_epoch)
+        episode.start()
+        self.observations[list(slots)] = episode.observation().numpy()
+        self._groups.append(_Group(episode, list(slots)))
+
+
+class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
+    """Gymnasium's vector environment of training runs; resets at the next step.
+
+    Args:
+        tasks: The task of each environment.
+        kwargs: Arguments of :class:`RunSlots`.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, tasks: Sequence[Task], **kwargs: Any) -> None:
+        self._core = RunSlots(tasks, **kwargs)
+        self.num_envs = len(tasks)
+        self.single_observation_space = self._core.observation_space
+        self.single_action_space = self._core.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._over: Bools = np.zeros(self.num_envs, np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: Options | None = None,
+    ) -> tuple[Floats, dict[str, Any]]:
+        """Start new runs everywhere, or where ``options["reset_mask"]``, ``(e,)``, says.
+
+        Args:
+            seed: One seed an environment; a single one is counted up.
+            options: ``"trainee_seed"``: seeds of the runs themselves, one an environment.
+        """
+        if isinstance(seed, int):
+            seed = [seed + i for i in range(self.num_envs)]
+        for slot, value in enumerate(seed or []):
+            if value is not None:
+                self._core.seed(slot, value)
+        options = options or {}
+        mask = options.get("reset_mask", np.ones(self.num_envs, np.bool_))
+        own = options.get("trainee_seed")
+        each = None if own is None else [{"trainee_seed": s} for s in own]
+        self._core.reset(np.flatnonzero(mask).tolist(), each)
+        self._over[mask] = False
+        return self._core.observations.copy(), {}
+
+    def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Decide in every environment; those that were over start anew and ignore the action."""
+        fresh = np.flatnonzero(self._over).tolist()
+        rewards, over, rows = self._core.step(np.asarray(actions, np.float32))
+        if fresh:
+            self._core.reset(fresh)
+        self._over = over
+        infos: dict[str, Any] = {}
+        for slot, row in rows.items():
+            infos = self._add_info(infos, row, slot)
+        truncated = np.zeros(self.num_envs, np.bool_)
+        return self._core.observations.copy(), rewards, over.copy(), truncated, infos
