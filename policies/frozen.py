@@ -111,6 +111,7 @@ def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -
         "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
         **card,
     }
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
     temporary.replace(weights)
     draft = folder / f".{name}.json.tmp"
     draft.write_text(json.dumps(full, indent=1) + "\n")

@@ -138,6 +138,15 @@ def test_the_actor_learns_after_the_warm_up_of_the_critic(tiny_task):
     assert ppo.updates == 2
 
 
+@pytest.mark.parametrize(("left", "share"), [(1.0, 1.0), (0.5, 0.55), (0.0, 0.1)])
+def test_the_lr_of_the_actor_falls_with_the_budget(tiny_task, left, share):
+    ppo = new_ppo(actor_lr=1e-3)
+    ppo.update([tiny_task], left)
+
+    assert [g["lr"] for g in ppo._actor_opt.param_groups] == [pytest.approx(share * 1e-3)]
+    assert [g["lr"] for g in ppo._critic_opt.param_groups] == [SETTINGS.critic_lr]
+
+
 def test_the_average_follows_the_actor(tiny_task):
     ppo = new_ppo(critic_warmup=0, average_decay=0.75)
     expected = weights(ppo.actor)
@@ -183,7 +192,7 @@ def toy_batch(actor: Head, seed: int, sign: float) -> Batch:
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_actions_of_better_runs_become_likelier(monkeypatch, sign):
-    ppo = new_ppo(critic_warmup=0, kl_clone=0.0, target_kl=1.0)
+    ppo = new_ppo(critic_warmup=0, kl_clone=0.0, target_kl=1.0, actor_lr=2e-4)
     token = torch.randn(200, 1, len(FEATURES), generator=torch.Generator().manual_seed(99))
     before = ppo.actor(token).mean().item()
     monkeypatch.setattr(ppo, "_collect", lambda *_: toy_batch(ppo.actor, ppo.updates, sign))
@@ -197,7 +206,7 @@ def test_actions_of_better_runs_become_likelier(monkeypatch, sign):
 def test_the_kl_term_holds_the_actor_at_the_clone(monkeypatch):
     moved = []
     for weight in (0.0, 100.0):
-        ppo = new_ppo(critic_warmup=0, kl_clone=weight, target_kl=1.0)
+        ppo = new_ppo(critic_warmup=0, kl_clone=weight, target_kl=1.0, actor_lr=2e-4)
         tokens = toy_batch(ppo.actor, 0, 1.0).tokens
         monkeypatch.setattr(ppo, "_collect", lambda *_, p=ppo: toy_batch(p.actor, p.updates, 1.0))
         for _ in range(10):
@@ -210,7 +219,7 @@ def test_the_kl_term_holds_the_actor_at_the_clone(monkeypatch):
 
 def test_a_change_of_likelihood_is_clipped(monkeypatch):
     """However long one batch is learned from, its ratios stay about within the clip range."""
-    ppo = new_ppo(critic_warmup=0, kl_clone=0.0, target_kl=1e9, epochs=60, clip=0.2)
+    ppo = new_ppo(critic_warmup=0, kl_clone=0.0, target_kl=1e9, epochs=60, clip=0.2, actor_lr=2e-4)
     batch = toy_batch(ppo.actor, 0, 1.0)
     with torch.no_grad():
         old = ppo.actor(batch.tokens)
