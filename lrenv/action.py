@@ -60,5 +60,7 @@ def calibrate(lr: Tensor, ratio: Tensor, found: Tensor) -> tuple[Tensor, Tensor]
         The LR of the next step and the runs whose LR is known by now.
     """
     visible = (ratio > _VISIBLE_RATIO) & ratio.isfinite()
-    known = torch.where(visible, lr * START_RATIO / ratio, lr * _PROBE_FACTOR)
-    return torch.where(found, lr, known), found | visible
+    unseen = ratio.isfinite() & ~visible
+    factor = torch.where(visible, START_RATIO / ratio, 1.0)
+    factor = torch.where(unseen, _PROBE_FACTOR, factor)
+    return torch.where(found, lr, lr * factor), found | visible

@@ -140,7 +140,8 @@ class ScaleFreeObserver:
 
     def padded(self) -> Tensor:
         """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
-        tokens = torch.stack(self.tokens, 1)
+        # A token behind the last decision of a run of full length has no place, and no use.
+        tokens = torch.stack(self.tokens[:MAX_DECISIONS], 1)
         out = tokens.new_zeros(tokens.shape[0], MAX_DECISIONS, len(FEATURES))
         out[:, : tokens.shape[1]] = tokens
         return out
@@ -193,6 +194,7 @@ class ScaleFreeObserver:
     def _losses(self, interval: Interval) -> dict[str, Tensor]:
         losses = interval.losses.clamp_min(_TINY)
         level = torch.log(_mean(losses) / self._memo["loss"])
+        level = level.nan_to_num(nan=2 * CLIP)  # without a finite loss: as bad as can be shown
         best = torch.fmin(self._memo.get("best", level), level)
         self._memo["best"] = best
         slope, spread = torch.zeros_like(level), torch.zeros_like(level)

@@ -8,6 +8,7 @@ Shape legend: r runs, l layers, s sampled coordinates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ MAX_SAMPLE = 4096
 """Coordinates read from one tensor, at most about: statistics cost the same for any model size."""
 
 _TINY = 1e-30
+_LEAST_RMS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,13 @@ class StepMeter:
         theta_sq, update_sq = self._layer_squares(self._theta), self._layer_squares(update)
         param_norm, update_norm = theta_sq.sum(1).sqrt(), update_sq.sum(1).sqrt()
         self._last = (self._step, self._grad, update)
+        # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
+        size = param_norm.clamp_min(_LEAST_RMS * self._strides.sum().sqrt().item())
         return StepStats(
             grad_norm=self._norms,
             lc=self._lc,
             update_ratio=(update_sq / (theta_sq + _TINY)).sqrt(),
-            global_ratio=update_norm / (param_norm + _TINY),
+            global_ratio=update_norm / size,
             momentum_cos=self._cosines[0],
             descent_cos=self._cosines[1],
             gradient_cos=self._cosines[2],
@@ -185,8 +189,8 @@ class StepMeter:
         shapes = [p.shape[1:] for p in params]
         self._layers = group_layers(shapes)
         counts = [max(1, shape.numel()) for shape in shapes]
-        # An odd stride shares no factor with the usual row lengths, so all columns are seen.
-        self._sizes = [max(1, n // MAX_SAMPLE) | 1 for n in counts]
+        rows = [shape[-1] if len(shape) > 1 else 1 for shape in shapes]
+        self._sizes = [_stride(n, row) for n, row in zip(counts, rows, strict=True)]
         taken = [-(-n // k) for n, k in zip(counts, self._sizes, strict=True)]
         self._widths = [0] * (self._layers[-1] + 1)
         for layer, n in zip(self._layers, taken, strict=True):
@@ -208,7 +212,8 @@ class StepMeter:
         squares: list[Tensor | None] = [None] * len(self._widths)
         for layer, grad in zip(self._layers, grads, strict=True):
             flat = grad.reshape(grad.shape[0], -1)
-            norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()
+            precise = torch.promote_types(flat.dtype, torch.float32)
+            norm = torch.linalg.vector_norm(flat, dim=1, dtype=precise).float().square()
             known = squares[layer]
             squares[layer] = norm if known is None else known + norm
         return torch.stack([s for s in squares if s is not None], 1).sqrt()
@@ -233,3 +238,11 @@ class StepMeter:
         dot = (a * b * self._strides).sum(1)
         norms = (a.square() * self._strides).sum(1) * (b.square() * self._strides).sum(1)
         return dot / (norms.sqrt() + _TINY)
+
+
+def _stride(count: int, row: int) -> int:
+    """Distance of sampled coordinates, without a factor of the row length: it sees all columns."""
+    stride = max(1, count // MAX_SAMPLE)
+    while math.gcd(stride, row) > 1:
+        stride += 1
+    return stride

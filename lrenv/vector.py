@@ -184,7 +184,9 @@ class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self._over[mask] = False
         return self._core.observations.copy(), {}
 
-    def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    def step(
+        self, actions: Floats
+    ) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Decide in every environment; those that were over start anew and ignore the action."""
         fresh = np.flatnonzero(self._over).tolist()
         rewards, over, rows = self._core.step(np.asarray(actions, np.float32))

@@ -44,6 +44,7 @@ class FrozenPolicy:
         self.actor = actor.eval().requires_grad_(False)
         self.card = dict(card)
         self._cache: list[list[Tensor]] = []
+        self._action = torch.empty(0)
 
     @property
     def name(self) -> str:
@@ -84,8 +85,8 @@ class FrozenPolicy:
     def _act_causal(self, observer: ScaleFreeObserver) -> Tensor:
         seen = self._cache[0][0].shape[2] if self._cache else 0
         for token in observer.tokens[seen:]:
-            action = self.actor.step(token, self._cache)
-        return action
+            self._action = self.actor.step(token, self._cache)
+        return self._action
 
 
 def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -> Path:
@@ -165,7 +166,7 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".json", ".safetensors") or len(path.parts) > 1:
-        card = path.with_suffix(".json")
+        card = path.with_name(re.sub(r"\.(json|safetensors)$", "", path.name) + ".json")
         if not card.exists():
             raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
         return card
@@ -189,7 +190,8 @@ def _check_card(card: Any, path: Path) -> None:
             raise PolicyFileError(f"Expected the key {key!r} in {path}, got none; copy it again.")
     if card["preset"] not in PRESETS:
         raise PolicyFileError(f"Expected preset among {PRESETS} in {path}, got {card['preset']!r}.")
-    if card["features"] != feature_list(card["preset"], len(card["features"])):
+    features = card["features"]
+    if not isinstance(features, list) or features != feature_list(card["preset"], len(features)):
         raise PolicyFileError(
             f"Expected the features of this version in {path}, got another list; use a policy made "
             "by this version of lrenv."

@@ -79,10 +79,8 @@ def test_output_that_cannot_be_written(
 
 def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    main(
-        ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy, "--total-steps", "40"]
-        + ["--output", str(out)]
-    )
+    argv = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
+    main([*argv, "--total-steps", "40", "--output", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["policy"] == "random"
     assert 0.0 <= metrics["test_accuracy"] <= 1.0
@@ -134,10 +132,9 @@ def test_evaluate_writes_results_and_report(
     capsys: pytest.CaptureFixture[str], policy: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    main(
-        ["evaluate", "--trainee", "mlp-mnist-classic", "--policies", policy, "--output", str(out)]
-        + ["--optimizers", "adam", "--total-steps", "30", "--seeds", "2", "--hints", "0.1", "0.001"]
-    )
+    argv = ["evaluate", "--trainee", "mlp-mnist-classic", "--policies", policy]
+    argv += ["--optimizers", "adam", "--total-steps", "30", "--seeds", "2"]
+    main([*argv, "--hints", "0.1", "0.001", "--output", str(out)])
     printed = capsys.readouterr().out
     assert "report.html" in printed
     results = json.loads((out / "results.json").read_text())

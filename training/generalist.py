@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
@@ -36,6 +37,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         InputError: The run folder belongs to other settings, or cannot be written.
     """
     folder = make_folder(settings.output)
+    _check_counts(settings)
     check_settings(folder, settings, free={"output", "hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
@@ -52,6 +54,16 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         if settings.hours > 0:
             fine_tune(folder, actor, tasks, settings, writer, measured)
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, measured))
+
+
+def _check_counts(settings: GeneralistSettings) -> None:
+    least = {"tasks": settings.groups_per_update, "held_out": 1, "group": 2, "groups_per_update": 1}
+    for name, count in least.items():
+        if getattr(settings, name) < count:
+            raise InputError(
+                f"Expected {name} of at least {count}, got {getattr(settings, name)}; "
+                "lower groups_per_update or raise it."
+            )
 
 
 def summary(ratios: Tensor) -> dict[str, float]:

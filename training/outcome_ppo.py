@@ -108,8 +108,9 @@ def centre_in_groups(gains: Tensor, group: Tensor, floor: float = 0.02) -> Tenso
     out = torch.empty_like(gains)
     for number in group.unique():
         rows = gains[group == number]
+        real = (rows != 0).any(0)
         rows = rows - rows.mean(0)
-        out[group == number] = rows / rows.square().mean().sqrt().clamp_min(floor)
+        out[group == number] = rows / rows[:, real].square().mean().sqrt().clamp_min(floor)
     return out
 
 
