@@ -1,9 +1,9 @@
 """The default policy on 24 unseen MLPs: ``python benchmarks/unseen_mlps.py``.
 
 Trainees are the held-out family of ``lrenv.trainees.families``: full-size MNIST images, widths,
-depths, optimizer settings and run lengths outside the training family. Each is trained from LR
-hints of 1e-5 to 1e-1 on 3 seeds in a plain torch loop under ``LearnedLR``, beside experts and the tuned
-expert (39 runs of grid search a trainee and seed, cached). A benchmark that was stopped goes on.
+depths, optimizer settings and run lengths outside the training family. Each is trained on 3 seeds,
+from LR hints of 1e-5 to 1e-1, in a plain torch loop under ``LearnedLR``, beside experts and the
+tuned expert (39 runs of grid search a trainee and seed, cached). A stopped benchmark goes on.
 """
 
 from __future__ import annotations
