@@ -45,7 +45,7 @@ def classic_action(lr: float) -> float:
     return min(1.0, 2.0 * share - 1.0)
 
 
-def calibrate(lr: Tensor, ratio: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def calibrate(lr: Tensor, ratio: Tensor, grad_norm: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """Find the unit of the LR: the LR at which an update is ``START_RATIO`` of the weights.
 
     A first step at ``PROBE_LR`` shows how large an update of the optimizer is. Where it drowns in
@@ -54,13 +54,14 @@ def calibrate(lr: Tensor, ratio: Tensor, found: Tensor) -> tuple[Tensor, Tensor]
     Args:
         lr: The LR of the last step, ``(r,)``.
         ratio: The |Δθ|/|θ| it made, ``(r,)``.
+        grad_norm: The gradient's norm, ``(r,)``; where it is 0 or not finite, the probe repeats.
         found: Runs whose LR is known already, ``(r,)``.
 
     Returns:
         The LR of the next step and the runs whose LR is known by now.
     """
     visible = (ratio > _VISIBLE_RATIO) & ratio.isfinite()
-    unseen = ratio.isfinite() & ~visible
+    unseen = ratio.isfinite() & ~visible & grad_norm.isfinite() & (grad_norm > 0)
     factor = torch.where(visible, START_RATIO / ratio, 1.0)
     factor = torch.where(unseen, _PROBE_FACTOR, factor)
     return torch.where(found, lr, lr * factor), found | visible

@@ -93,6 +93,8 @@ class Controller:
         first = CLASSIC_RANGE[0] if preset == "classic" else PROBE_LR
         self.step = 0
         self.deciding = False
+        self.memory: dict[str, Any] = {}
+        """What the policy that decides for these runs remembers of them; not part of the state."""
         self.lr = torch.full((n_runs,), first, device=device)
         self._start_lr: Tensor | None = None
         self._found = torch.zeros(n_runs, dtype=torch.bool, device=device)
@@ -138,8 +140,9 @@ class Controller:
         self._index += 1
         leading = self._index <= self.plan.lead
         if leading and self.preset == "scale-free":
+            last = interval.stats[-1]
             self.lr, self._found = calibrate(
-                self.lr, interval.stats[-1].global_ratio.to(self.lr), self._found
+                self.lr, last.global_ratio, last.grad_norm.sum(1), self._found
             )
         if self._index == self.plan.lead:
             self._start_lr = self.lr
@@ -154,7 +157,8 @@ class Controller:
         assert self._start_lr is not None
         action = action.to(self.lr)
         if self.preset == "classic":
-            self.lr = torch.where(self._unfit, self.lr / 10, classic_lr(action))
+            cut = (self.lr / 10).clamp_min(CLASSIC_RANGE[0])
+            self.lr = torch.where(self._unfit, cut, classic_lr(action))
         else:
             guarded = torch.where(self._unfit, -torch.ones_like(action), action)
             self.lr = relative_lr(self.lr, guarded, self._start_lr)
@@ -180,12 +184,25 @@ class Controller:
                 f"Expected the state of a run of {self.plan.total_steps} optimizer steps, got one "
                 f"of {state['total_steps']}; resume with the total_steps the run was started with."
             )
+        state = _moved(state, self.lr.device)
+        self.memory = {}
         for name in _PLAIN_STATE:
             setattr(self, name, state[name])
         self._losses = list(state["_losses"])
         self._stats = [StepStats(**s) for s in state["stats"]]
         self._meter.load_state_dict(state["meter"])
         self.observer.load_state_dict(state["observer"])
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    """Move all tensors of a nested state to a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _moved(value, device) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_moved(value, device) for value in state)
+    return state
 
 
 def run_interval(run: Run, controller: Controller) -> None:

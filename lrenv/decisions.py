@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from lrenv.errors import InputError
@@ -40,6 +42,10 @@ class DecisionPlan:
         """Number of decisions in the run."""
         return len(self.ends) - self.lead
 
+    def next_end(self, step: int) -> int:
+        """Return the end of the interval in which optimizer step ``step`` lies."""
+        return self.ends[bisect_right(self.ends, step)]
+
     def interval(self, index: int) -> tuple[int, int]:
         """Return the first optimizer step of interval ``index`` and the one behind its last."""
         return (self.ends[index - 1] if index else 0), self.ends[index]
@@ -47,12 +53,16 @@ class DecisionPlan:
 
 def check_total_steps(total_steps: int, least: int) -> int:
     """Return ``total_steps``, or raise :class:`InputError` if it is below ``least``."""
-    if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < least:
+    try:
+        steps = -1 if isinstance(total_steps, bool) else operator.index(total_steps)
+    except TypeError:
+        steps = -1
+    if steps < least:
         raise InputError(
             f"Expected total_steps to be a whole number of at least {least} optimizer steps, "
             f"got {total_steps!r}; pass the number of optimizer steps of the whole run."
         )
-    return total_steps
+    return steps
 
 
 def scale_free_plan(total_steps: int) -> DecisionPlan:
@@ -60,7 +70,7 @@ def scale_free_plan(total_steps: int) -> DecisionPlan:
 
     Decision i of n falls at the fraction (i/n)² of the run, with at least one step between two.
     """
-    check_total_steps(total_steps, CALIBRATION_STEPS + 1)
+    total_steps = check_total_steps(total_steps, CALIBRATION_STEPS + 1)
     rest = total_steps - CALIBRATION_STEPS
     ends = set(range(1, CALIBRATION_STEPS + 1))
     for i in range(1, MAX_DECISIONS + 1):
@@ -70,6 +80,6 @@ def scale_free_plan(total_steps: int) -> DecisionPlan:
 
 def classic_plan(total_steps: int) -> DecisionPlan:
     """One decision every ``CLASSIC_INTERVAL`` optimizer steps, every step measured."""
-    check_total_steps(total_steps, 2)
+    total_steps = check_total_steps(total_steps, 2)
     ends = (1, *range(1 + CLASSIC_INTERVAL, total_steps, CLASSIC_INTERVAL), total_steps)
     return DecisionPlan(total_steps, ends, 1, CLASSIC_INTERVAL)

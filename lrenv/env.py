@@ -91,6 +91,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._preset = preset
         self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
         self._episode = self._new_episode(self._task.seed)
+        self._over = True
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = observation_space(preset, self.trainee)
 
@@ -122,16 +123,19 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         run_seed = draw_run_seed(self.np_random, options)
         self._episode = self._new_episode(run_seed)
         self._episode.start()
+        self._over = False
         return self._observation(), {"lr": float(self.controller.lr), "trainee_seed": run_seed}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Set the LR by ``action``, ``(1,)``, and train for an interval."""
+        if self._over:
+            raise gym.error.ResetNeeded("Expected a call of reset() before step(), got none.")
         outcome = self._episode.step(torch.as_tensor(action, dtype=torch.float32).reshape(1))
         info = outcome_info(outcome, 0, self.controller.step)
-        reward, over = float(outcome.rewards), bool(outcome.terminated)
-        return self._observation(), reward, over, False, info
+        reward, self._over = float(outcome.rewards), bool(outcome.terminated)
+        return self._observation(), reward, self._over, False, info
 
     def _new_episode(self, seed: int) -> Episode[MLPTrainee]:
         trainee = build_trainee(self._task, seed)

@@ -75,7 +75,7 @@ class Episode(Generic[T]):
         decision = self.controller.act(actions)
         val = self._run_interval()
         last = self.controller.observer.window.loss[:, -1]
-        diverged = ~last.isfinite() | (last > DIVERGED_FACTOR * self._first_loss)
+        diverged = self._unfit | ~val.isfinite() | (last > DIVERGED_FACTOR * self._first_loss)
         rewards = [
             DIVERGED_REWARD if over else self._reward(self._context(row, val))
             for row, over in enumerate(diverged.tolist())
@@ -95,9 +95,12 @@ class Episode(Generic[T]):
         return self.controller.observer.padded().flatten(1)
 
     def _run_interval(self) -> Tensor:
+        before = self.controller.step
         run_interval(self.trainee, self.controller)
         val = self.trainee.evaluate("val")[0]
         self.controller.close(val)
+        losses = self.controller.observer.window.loss[:, before - self.controller.step :]
+        self._unfit = ~losses.isfinite().all(1)
         return val
 
     def _context(self, row: int, val_loss: Tensor) -> RewardContext:

@@ -134,7 +134,7 @@ class ScaleFreeObserver:
             **self._patches(),
         }
         like = self._memo["loss"]
-        columns = [torch.as_tensor(rows[k], dtype=like.dtype).expand_as(like) for k in FEATURES]
+        columns = [torch.as_tensor(rows[name]).to(like).expand_as(like) for name in FEATURES]
         token = torch.nan_to_num(torch.stack(columns, 1), 0.0, CLIP, -CLIP)
         self.tokens.append(token.clamp(-CLIP, CLIP))
 

@@ -55,22 +55,22 @@ class LearnedLR(LRScheduler):
         total_steps: int,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
     ) -> None:
+        _check_unit(optimizer)
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
-        self.policy.start()
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
         self.controller = Controller(
             total_steps, traits_of(optimizer), preset=self.policy.preset, device=device
         )
         self.decisions: list[dict[str, Any]] = []
-        self._measured: list[Tensor] = []
-        self._unreported = 0
+        self._measured: list[int] = []
+        self._unreported = False
         self._overrun = False
-        self._loss: Tensor = torch.full((1,), _UNKNOWN_LOSS, device=device)
+        self._losses: list[Tensor] = []
+        self._loss: Tensor | None = None
         self._val_loss: float | None = None
-        _check_unit(optimizer)
         super().__init__(optimizer)
-        self._install_hooks(optimizer)
+        self._install_hooks()
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the LR of each parameter group."""
@@ -87,18 +87,25 @@ class LearnedLR(LRScheduler):
         """Report the optimizer step just taken; sets the LR of the next one.
 
         Args:
-            metrics: Training loss of the step, a scalar; the last one counts if it is missing.
+            metrics: Training loss, a scalar. Of several since the last optimizer step the mean
+                counts, as under gradient accumulation; if there is none, the last one.
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
         if metrics is not None:
-            self._loss = torch.as_tensor(metrics).detach().float().reshape(1).to(self._loss.device)
+            loss = torch.as_tensor(metrics).detach()
+            if loss.numel() != 1:
+                raise InputError(
+                    f"Expected a scalar training loss, got the shape {tuple(loss.shape)}; pass its "
+                    "mean."
+                )
+            # a copy, as jobs may write the next loss into the same memory
+            self._losses.append(loss.reshape(1).to(self.controller.lr, copy=True))
         if val_loss is not None:
             self._val_loss = float(val_loss)
-        self.last_epoch = self.controller.step
-        if self._step_count > 1 and self._unreported:
+        if self._unreported:
             self._advance()
-        else:
+        elif self._step_count == 1:
             self._apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +115,9 @@ class LearnedLR(LRScheduler):
             "policy_sha256": self.policy.card["sha256"],
             "controller": self.controller.state_dict(),
             "decisions": list(self.decisions),
+            "measured": list(self._measured),
             "unreported": self._unreported,
+            "losses": list(self._losses),
             "loss": self._loss,
             "val_loss": self._val_loss,
             "step_count": self._step_count,
@@ -126,58 +135,77 @@ class LearnedLR(LRScheduler):
                 f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
                 f"{state_dict['policy']!r}; resume with the policy the run was started with."
             )
-        self.policy.start()
         self.controller.load_state_dict(state_dict["controller"])
         self.decisions = list(state_dict["decisions"])
+        self._measured = list(state_dict["measured"])
         self._unreported = state_dict["unreported"]
-        self._loss, self._val_loss = state_dict["loss"], state_dict["val_loss"]
+        self._losses = [loss.to(self.controller.lr) for loss in state_dict["losses"]]
+        loss = state_dict["loss"]
+        self._loss = None if loss is None else loss.to(self.controller.lr)
+        self._val_loss = state_dict["val_loss"]
         self._step_count = state_dict["step_count"]
         self.base_lrs = list(state_dict["base_lrs"])
         self.last_epoch = self.controller.step
         self._apply()
 
-    def _install_hooks(self, optimizer: Optimizer) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; its optimizer is a copy too, without our hooks."""
+        vars(self).update(state)
+        self._install_hooks()
+
+    def _install_hooks(self) -> None:
         # The hooks must not keep a scheduler alive that its job has dropped.
         this = weakref.ref(self)
 
-        def before(opt: Optimizer, *_: Any) -> None:
+        def before(optimizer: Optimizer, *_: Any) -> None:
             scheduler = this()
             if scheduler is not None:
                 scheduler._before_update()
 
-        def after(opt: Optimizer, *_: Any) -> None:
+        def after(optimizer: Optimizer, *_: Any) -> None:
             scheduler = this()
             if scheduler is not None:
                 scheduler._after_update()
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        self.optimizer.register_step_pre_hook(before)
+        self.optimizer.register_step_post_hook(after)
 
     def _before_update(self) -> None:
         if self._unreported:  # two optimizer steps without a scheduler step between
             self._advance()
+        new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
+        for group in new_groups:
+            group["initial_lr"] = float(group["lr"])
+        if new_groups:
+            self._apply()
         if self.controller.measuring:
-            self.controller.before_update(self._parameters(), self._gradients())
+            params = self._parameters()
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            dense = [g.to_dense() if g.is_sparse else g for g in grads]
+            self.controller.before_update(_as_runs(params), _as_runs(dense))
 
     def _after_update(self) -> None:
         if self.controller.measuring:
-            self.controller.after_update(self._parameters())
-        self._unreported += 1
+            self.controller.after_update(_as_runs(self._parameters()))
+        self._unreported = True
 
     def _parameters(self) -> list[Tensor]:
+        """The measured parameters: those with a gradient at the first measured step."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
         if not self._measured:
-            groups = self.optimizer.param_groups
-            self._measured = [p for g in groups for p in g["params"] if p.grad is not None]
-        return [p.detach()[None] for p in self._measured]
-
-    def _gradients(self) -> list[Tensor]:
-        self._parameters()
-        zero = torch.zeros_like
-        return [(zero(p) if p.grad is None else p.grad)[None] for p in self._measured]
+            self._measured = [
+                i for i, p in enumerate(params) if p.grad is not None and p.numel() > 0
+            ]
+            if not self._measured:
+                raise InputError(
+                    "Expected gradients at the optimizer step, got none; call loss.backward() "
+                    "before optimizer.step(), which must not be given a closure."
+                )
+        return [params[i] for i in self._measured]
 
     def _advance(self) -> None:
         """Count an optimizer step; decide where an interval ends."""
-        self._unreported = 0
+        self._unreported = False
         controller = self.controller
         if controller.done:
             if not self._overrun:
@@ -188,14 +216,30 @@ class LearnedLR(LRScheduler):
                 )
             self._overrun = True
             return
-        if controller.end_step(self._loss):
-            val = None if self._val_loss is None else torch.full_like(self._loss, self._val_loss)
-            self._val_loss = None
+        if controller.end_step(self._take_loss()):
+            val = None
+            if self._val_loss is not None:
+                val = torch.full_like(controller.lr, self._val_loss)
+                self._val_loss = None
             controller.close(val)
             if controller.deciding:
                 self._log(controller.act(self.policy.act(controller)))
+            self._apply()
         self.last_epoch = controller.step
-        self._apply()
+
+    def _take_loss(self) -> Tensor:
+        """Mean of the losses since the last step, or else the last one."""
+        if self._losses:
+            self._loss = torch.stack(self._losses).mean(0)
+            self._losses = []
+        if self._loss is None:
+            warnings.warn(
+                "Expected a training loss, got none: the policy decides without it, and worse. "
+                "Call scheduler.step(loss).",
+                stacklevel=4,
+            )
+            self._loss = torch.full_like(self.controller.lr, _UNKNOWN_LOSS)
+        return self._loss
 
     def _log(self, decision: Decision) -> None:
         entry: dict[str, Any] = {
@@ -227,3 +271,8 @@ def _check_unit(optimizer: Optimizer) -> None:
             f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
             "sets the ratios between groups, any positive number will do."
         )
+
+
+def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
+    """Views of tensors as those of one run, ``(1, ...)`` each."""
+    return [t.detach()[None] for t in tensors]

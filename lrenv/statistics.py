@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_SAMPLE = 4096
-"""Coordinates read from one tensor, at most about: statistics cost the same for any model size."""
+"""Coordinates read from one tensor, at most about twice: the cost has a bound for any model."""
 
 _TINY = 1e-30
 _LEAST_RMS = 1e-3
@@ -30,7 +30,8 @@ class StepStats:
         grad_norm: Euclidean gradient norm of each layer, ``(r, l)``.
         lc: LC sensitivity of each layer (see :func:`lc_bound`), ``(r, l)``.
         update_ratio: Relative update size |Δθ|/|θ| of each layer, ``(r, l)``.
-        global_ratio: |Δθ|/|θ| over all layers, ``(r,)``.
+        global_ratio: |Δθ|/|θ| over all layers, |θ| being at least a root mean square of 1e-3,
+            ``(r,)``.
         momentum_cos: Cosine between the gradient and minus the last update, which for SGD is the
             optimizer's momentum; positive while the LR is too small, ``(r,)``.
         descent_cos: The same cosine for the gradient that made the last update, ``(r,)``.
@@ -99,7 +100,9 @@ def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
     Returns:
         One value a run, ``(r,)``.
     """
-    return ((theta * grad).pow(4) * strides).sum(1).sqrt()
+    product = (theta * grad).abs()
+    unit = product.amax(1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
+    return ((product / unit).pow(4) * strides).sum(1).sqrt() * unit[:, 0].square()
 
 
 class StepMeter:
@@ -114,6 +117,7 @@ class StepMeter:
         self._layers: list[int] = []
         self._widths: list[int] = []
         self._strides = torch.empty(0)
+        self._least_norm = 0.0
         self._start: Tensor | None = None
         self._theta: Tensor | None = None
         self._last: tuple[int, Tensor, Tensor] | None = None
@@ -131,10 +135,11 @@ class StepMeter:
             params: Parameters, ``(r, ...)`` each.
             grads: Their gradients, of the same shapes.
         """
-        if self._start is None:
+        first = self._start is None
+        if first:
             self._lay_out(params)
         theta, grad = self._sample(params), self._sample(grads)
-        if self._start is None:
+        if first:
             self._start = theta.clone()
         self._norms = self._layer_norms(grads)
         self._lc = torch.stack(
@@ -162,8 +167,7 @@ class StepMeter:
         theta_sq, update_sq = self._layer_squares(self._theta), self._layer_squares(update)
         param_norm, update_norm = theta_sq.sum(1).sqrt(), update_sq.sum(1).sqrt()
         self._last = (self._step, self._grad, update)
-        # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
-        size = param_norm.clamp_min(_LEAST_RMS * self._strides.sum().sqrt().item())
+        size = param_norm.clamp_min(self._least_norm)
         return StepStats(
             grad_norm=self._norms,
             lc=self._lc,
@@ -201,6 +205,8 @@ class StepMeter:
                 for n, total in zip(taken, counts, strict=True)
             ]
         )
+        # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
+        self._least_norm = _LEAST_RMS * math.sqrt(sum(counts))
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [

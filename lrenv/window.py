@@ -93,14 +93,13 @@ class StepWindow:
         for name, new in rows.items():
             time = 0 if name == "left" else 1
             old = getattr(self, name)
-            joined = new if self._empty else torch.cat([old, new], time)
-            setattr(
-                self,
-                name,
-                joined.narrow(
-                    time, max(0, joined.shape[time] - WINDOW), min(WINDOW, joined.shape[time])
-                ),
+            recent = new.narrow(
+                time, max(0, new.shape[time] - WINDOW), min(new.shape[time], WINDOW)
             )
+            joined = recent if self._empty else torch.cat([old, recent], time)
+            kept = min(joined.shape[time], WINDOW)
+            # a copy, so that no more than the window stays in memory
+            setattr(self, name, joined.narrow(time, joined.shape[time] - kept, kept).clone())
         self._empty = False
 
     def row(self, index: int) -> StepWindow:

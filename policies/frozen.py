@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lrenv.controller import PRESETS, Controller, Preset
 from lrenv.errors import PolicyFileError
+from lrenv.files import write_atomic
 from lrenv.observation import FEATURES, ClassicObserver, ScaleFreeObserver
 from lrenv.policies.network import Head, state_on_cpu
 
@@ -43,8 +44,6 @@ class FrozenPolicy:
     def __init__(self, actor: Head, card: Mapping[str, Any]) -> None:
         self.actor = actor.eval().requires_grad_(False)
         self.card = dict(card)
-        self._cache: list[list[Tensor]] = []
-        self._action = torch.empty(0)
 
     @property
     def name(self) -> str:
@@ -56,10 +55,6 @@ class FrozenPolicy:
         """The preset of observation and action."""
         preset: Preset = self.card["preset"]
         return preset
-
-    def start(self) -> None:
-        """Forget the run so far."""
-        self._cache = []
 
     @torch.no_grad()
     def act(self, controller: Controller) -> Tensor:
@@ -79,14 +74,20 @@ class FrozenPolicy:
                     f"{self.name!r}, got {window.shape[2] - 4}; classic policies serve one "
                     f"architecture, use {DEFAULT_POLICY!r}."
                 )
-            return self.actor.last(window)
-        return self._act_causal(observer)
+            return self.actor.last(window.to(self._device))
+        return self._act_causal(observer, controller.memory)
 
-    def _act_causal(self, observer: ScaleFreeObserver) -> Tensor:
-        seen = self._cache[0][0].shape[2] if self._cache else 0
+    def _act_causal(self, observer: ScaleFreeObserver, memory: dict[str, Any]) -> Tensor:
+        cache: list[list[Tensor]] = memory.setdefault("cache", [])
+        seen = cache[0][0].shape[2] if cache else 0
         for token in observer.tokens[seen:]:
-            self._action = self.actor.step(token, self._cache)
-        return self._action
+            memory["action"] = self.actor.step(token.to(self._device), cache)
+        action: Tensor = memory["action"]
+        return action
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.actor.parameters()).device
 
 
 def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -> Path:
@@ -101,22 +102,16 @@ def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -
     Returns:
         The path of the card.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights, path = folder / f"{name}.safetensors", folder / f"{name}.json"
-    temporary = folder / f".{name}.safetensors.tmp"
-    save_file(state_on_cpu(actor), temporary)
+    write_atomic(weights, lambda p: save_file(state_on_cpu(actor), p))
     full = {
+        **card,
         "format": FORMAT_VERSION,
         "name": name,
         "features": feature_list(card["preset"], actor.n_features),
-        "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest(),
-        **card,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    temporary.chmod(0o644)  # safetensors writes for the owner alone
-    temporary.replace(weights)
-    draft = folder / f".{name}.json.tmp"
-    draft.write_text(json.dumps(full, indent=1) + "\n")
-    draft.replace(path)
+    write_atomic(path, lambda p: p.write_text(json.dumps(full, indent=1) + "\n"))
     return path
 
 

@@ -69,7 +69,7 @@ def test_calibration_finds_the_unit_of_a_linear_optimizer(log_gain):
     gain = 10**log_gain
     lr, found = torch.tensor([PROBE_LR]), torch.tensor([False])
     for _ in range(CALIBRATION_STEPS):
-        lr, found = calibrate(lr, gain * lr, found)
+        lr, found = calibrate(lr, gain * lr, torch.ones(1), found)
 
     assert found.tolist() == [True]
     assert (gain * lr).item() == pytest.approx(START_RATIO, rel=1e-4)
@@ -83,7 +83,8 @@ def test_calibration_finds_the_unit_through_float32_weights(gain):
     lr, found = torch.tensor([PROBE_LR]), torch.tensor([False])
     for _ in range(CALIBRATION_STEPS):
         moved = theta - lr * direction
-        lr, found = calibrate(lr, ((moved - theta).norm() / theta.norm())[None], found)
+        ratio = ((moved - theta).norm() / theta.norm())[None]
+        lr, found = calibrate(lr, ratio, direction.norm()[None], found)
 
     assert (gain * lr).item() == pytest.approx(START_RATIO, rel=0.02)
 
@@ -92,6 +93,7 @@ def test_runs_are_calibrated_each_by_itself():
     lr, found = calibrate(
         torch.tensor([1e-7, 1e-7, 0.5]),
         torch.tensor([3e-4, 1e-9, 1e-2]),
+        torch.ones(3),
         torch.tensor([False, False, True]),
     )
 
@@ -101,7 +103,22 @@ def test_runs_are_calibrated_each_by_itself():
 
 @pytest.mark.parametrize("ratio", [math.nan, math.inf])
 def test_an_update_that_is_not_finite_does_not_raise_the_lr(ratio):
-    lr, found = calibrate(torch.tensor([1e-5]), torch.tensor([ratio]), torch.tensor([False]))
+    lr, found = calibrate(
+        torch.tensor([1e-5]), torch.tensor([ratio]), torch.ones(1), torch.tensor([False])
+    )
 
     assert lr.item() <= 1e-5
     assert found.tolist() == [False]
+
+
+@pytest.mark.parametrize("grad_norm", [0.0, math.nan, math.inf])
+def test_without_a_usable_gradient_the_probe_repeats(grad_norm):
+    lr, found = calibrate(
+        torch.tensor([1e-7, 1e-7]),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([grad_norm, 1e-20]),
+        torch.tensor([False, False]),
+    )
+
+    assert lr.tolist() == pytest.approx([1e-7, 1e-5], rel=1e-5)
+    assert found.tolist() == [False, False]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.trainees.batched import BatchedMLP, repeat_spec
-from lrenv.trainees.data import Dataset
+from lrenv.trainees import batched
+from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.data import Dataset, teacher_dataset
 from lrenv.trainees.mlp import MLPSpec, MLPTrainee, OptimizerSpec
 
 N_STEPS = 50
@@ -178,5 +179,16 @@ def test_an_unknown_optimizer_is_refused(tiny_data, make):
         make(*(([spec], tiny_data, [0]) if make is BatchedMLP else (spec, tiny_data, 0)))
 
 
-def test_a_repeated_specification_is_the_same(tiny_data):
-    assert repeat_spec(SPEC, 3) == [SPEC] * 3
+def test_evaluation_in_chunks_is_that_of_the_whole_split(monkeypatch):
+    data = teacher_dataset(6, 3, 4500, seed=0)
+    trainee = BatchedMLP([SPEC] * 2, data, [1, 2], torch.float64)
+    n = len(data.x_train)
+    assert n % batched._EVALUATED > 0 < n // batched._EVALUATED
+
+    chunked = trainee.evaluate("train"), trainee.evaluate("train", 1500)
+    monkeypatch.setattr(batched, "_EVALUATED", n)
+    whole = trainee.evaluate("train"), trainee.evaluate("train", 1500)
+
+    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
+    singles = torch.cat([in_double(SPEC, data, seed).evaluate("train")[0] for seed in (1, 2)])
+    torch.testing.assert_close(chunked[0][0], singles, rtol=1e-10, atol=0)

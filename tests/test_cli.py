@@ -46,6 +46,8 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["finetune", "--optimizer", "nope"], "Expected an optimizer among sgd"),
         (["finetune", "--total-steps", "0"], "total_steps of at least 1"),
         (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
+        (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
+        (["evaluate", "--seeds", "0"], "at least one seed, optimizer and policy, got 0"),
         (["evaluate", "--bad-option", "1"], "--bad-option"),
         (["evaluate", "--seeds", "many"], "many"),
         (["train", "classic", "--expert", "step"], "step"),

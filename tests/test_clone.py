@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrenv.controller import Controller
-from lrenv.decisions import MAX_DECISIONS
+from lrenv.decisions import MAX_DECISIONS, DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
 from lrenv.training import clone
@@ -117,7 +117,7 @@ def test_demonstrations_follow_the_seed(tiny_task):
 
 def test_a_third_of_the_runs_leaves_the_start_for_a_wrong_lr():
     n_runs, controller = 3000, MagicMock()
-    controller.step, controller.plan.ends = 5, (6,)
+    controller.step, controller.plan = 5, DecisionPlan(6, (6,), 0, 1)
     controller.lr = torch.ones(n_runs)
     mixture = clone._Mixture(None, torch.zeros(10), n_runs, torch.Generator().manual_seed(0))
 

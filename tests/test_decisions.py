@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +70,22 @@ def test_scale_free_plan_refuses(value):
 def test_classic_plan_refuses(value):
     with pytest.raises(InputError, match=rf"at least 2 optimizer steps, got {value!r};"):
         classic_plan(value)
+
+
+@given(st.integers(4, 10**4), st.sampled_from([classic_plan, scale_free_plan]), st.data())
+def test_next_end_is_the_end_of_the_interval_of_a_step(total_steps, make, data):
+    plan = make(total_steps)
+    step = data.draw(st.integers(0, total_steps - 1))
+    start, end = next((a, b) for a, b in map(plan.interval, range(len(plan.ends))) if a <= step < b)
+
+    assert plan.next_end(step) == end
+    assert plan.next_end(start) == end
+    assert plan.next_end(end - 1) == end
+
+
+@pytest.mark.parametrize("make", [classic_plan, scale_free_plan])
+def test_a_number_of_numpy_is_a_whole_number(make):
+    plan = make(np.int64(50))
+
+    assert plan == make(50)
+    assert type(plan.total_steps) is int

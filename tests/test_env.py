@@ -71,6 +71,20 @@ def test_divergence_terminates_with_its_reward() -> None:
     assert np.isfinite(seen[-1]).all()
 
 
+@pytest.mark.parametrize("action", [0.0, 1.0], ids=["full length", "diverged"])
+def test_a_step_outside_of_an_episode_is_refused(action: float) -> None:
+    env = LRScheduleEnv("mlp-mnist-classic", total_steps=40, optimizer="sgd")
+    refused = pytest.raises(gym.error.ResetNeeded, match=r"Expected a call of reset\(\) before")
+    with refused:
+        env.step(np.zeros(1, np.float32))
+    _, rewards = episode(env, 0, np.full(200, action))
+    assert (rewards[-1] == DIVERGED_REWARD) == (action == 1.0)
+    with refused:
+        env.step(np.zeros(1, np.float32))
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+
+
 def test_the_optimizer_named_is_the_optimizer_used() -> None:
     for name, expected in (("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")):
         env = LRScheduleEnv("mlp-mnist-classic", total_steps=50, optimizer=name)

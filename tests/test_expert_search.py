@@ -2,18 +2,18 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from lrenv.errors import InputError
 from lrenv.policies.experts import schedule
+from lrenv.trainees.batched import BatchedMLP
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
 from lrenv.training import expert_search
 from lrenv.training.expert_search import (
-    ScheduleOutcome,
     SearchResult,
     expert_cache,
     peak_grid,
@@ -29,6 +29,17 @@ def result(*runs: tuple[str, float, float]) -> SearchResult:
 
 def logs(kind: str, peak: float, steps: int = 50) -> torch.Tensor:
     return torch.tensor(schedule(kind, steps, peak), dtype=torch.float64).log().float()
+
+
+@dataclass
+class Trained:
+    """Runs of known validation losses, ``(r,)``."""
+
+    val_loss: torch.Tensor
+
+    def evaluate(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        assert split == "val"
+        return self.val_loss, torch.zeros_like(self.val_loss)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,11 @@ def test_runs_follow_their_schedules(tiny_task):
     total = tiny_task.spec.total_steps
     rates = [schedule("linear", total, 0.1), schedule("cosine", total, 0.02)]
 
-    outcome = run_schedules(tiny_task, rates)
+    trained, history = run_schedules(tiny_task, rates)
+
+    assert isinstance(trained, BatchedMLP)
+    assert history.shape == (2, total)
+    val_loss, _ = trained.evaluate("val")
 
     for run, lrs in enumerate(rates):
         trainee = MLPTrainee(tiny_task.spec, load_data(tiny_task.data), tiny_task.seed)
@@ -59,10 +74,8 @@ def test_runs_follow_their_schedules(tiny_task):
         for lr in lrs:
             losses.append(trainee.backward().item())
             trainee.update(torch.tensor([lr]))
-        assert outcome.losses[run].tolist() == pytest.approx(losses, rel=1e-4)
-        assert outcome.val_loss[run].item() == pytest.approx(
-            trainee.evaluate("val")[0].item(), rel=1e-4
-        )
+        assert history[run].tolist() == pytest.approx(losses, rel=1e-4)
+        assert val_loss[run].item() == pytest.approx(trainee.evaluate("val")[0].item(), rel=1e-4)
 
 
 def test_the_grid_holds_every_expert_at_every_peak(tiny_task, tmp_path):
@@ -79,9 +92,8 @@ def test_the_best_run_is_the_best(tiny_task, tmp_path):
     found = search_experts(tiny_task, tmp_path)
     best = schedule(found.kinds[found.best], tiny_task.spec.total_steps, found.peaks[found.best])
 
-    assert run_schedules(tiny_task, [best]).val_loss.item() == pytest.approx(
-        found.reference, rel=1e-3
-    )
+    trainee, _ = run_schedules(tiny_task, [best])
+    assert trainee.evaluate("val")[0].item() == pytest.approx(found.reference, rel=1e-3)
 
 
 def test_a_second_search_reads_the_cache(tiny_task, tmp_path, monkeypatch):
@@ -140,9 +152,7 @@ def test_a_damaged_cache_is_named_or_made_anew(tiny_task, tmp_path, damage):
 def test_diverged_runs_are_infinite_and_pass_through_the_cache(tiny_task, tmp_path, monkeypatch):
     losses, val = torch.ones(39, 2), torch.linspace(2.0, 1.0, 39)
     losses[5, 1], val[5], val[6] = math.nan, math.nan, math.inf
-    monkeypatch.setattr(
-        expert_search, "run_schedules", lambda *_: ScheduleOutcome(losses, val, val, val)
-    )
+    monkeypatch.setattr(expert_search, "run_schedules", lambda *_: (Trained(val), losses))
 
     first, again = (search_experts(tiny_task, tmp_path) for _ in range(2))
 
@@ -153,7 +163,7 @@ def test_diverged_runs_are_infinite_and_pass_through_the_cache(tiny_task, tmp_pa
 
 def test_a_task_on_which_all_experts_diverge_is_refused(tiny_task, tmp_path, monkeypatch):
     bad = torch.full((39,), math.nan)
-    outcome = ScheduleOutcome(bad[:, None], bad, bad, bad)
+    outcome = Trained(bad), bad[:, None]
     monkeypatch.setattr(expert_search, "run_schedules", lambda *_: outcome)
 
     with pytest.raises(InputError, match="but all of them diverged; check the data"):

@@ -1,5 +1,6 @@
 """The general policy's recipe: a tiny run that is killed twice and goes on each time."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -37,6 +38,13 @@ SETTINGS = GeneralistSettings(
     epochs=1,
     updates=UPDATES,
 )
+SUMMARY = {
+    "geometric_mean": 1.4142,
+    "median": 1.4142,
+    "worst_finite": 4.0,
+    "wins": 0.25,
+    "diverged": 0,
+}
 
 
 def train(folder: Path) -> None:
@@ -153,11 +161,15 @@ def test_the_export_is_a_policy_with_its_history(runs):
     killed, _, _ = runs
     policy = load_policy(killed / f"{EXPORT_NAME}.json")
 
-    measured = policy.card["held_out_ratio_to_tuned_expert"]
+    measured = policy.card["ratio_to_tuned_expert"]
     assert set(measured) == {"clone", "ppo"}
+    for found in measured.values():
+        assert found["selection_tasks"].keys() == found["fresh_tasks"].keys() == SUMMARY.keys()
+        assert found["selection_tasks"] != found["fresh_tasks"]
     assert measured["ppo"]["updates"] == UPDATES
     assert 0 <= measured["ppo"]["selected_update"] <= UPDATES
-    assert measured["ppo"]["geometric_mean"] <= measured["clone"]["geometric_mean"]
+    clone, ppo = (measured[stage]["selection_tasks"] for stage in ("clone", "ppo"))
+    assert ppo["geometric_mean"] <= clone["geometric_mean"]
     assert measured["ppo"]["hours"] == pytest.approx(
         read_state(killed / "ppo.pt")["spent"] / 3600, abs=1e-3
     )
@@ -174,7 +186,7 @@ def test_other_settings_are_refused(runs):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tasks": 3, "groups_per_update": 4}, {"held_out": 0}, {"tasks": 0}, {"group": 0}],
+    [{"groups_per_update": 4, "tasks": 3}, {"held_out": 0}, {"tasks": 0}, {"group": 0}],
     ids=["too few tasks", "none held out", "no tasks", "no runs"],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
@@ -184,7 +196,7 @@ def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatc
     monkeypatch.setattr("lrenv.training.generalist.search_experts", reached)
     monkeypatch.setattr("lrenv.training.generalist.clone", lambda *_: reached(None))
 
-    with pytest.raises(InputError, match=next(reversed(settings))):
+    with pytest.raises(InputError, match=f"Expected {next(reversed(settings))} of"):
         train_generalist(GeneralistSettings(output=tmp_path, **settings))
 
 
@@ -198,9 +210,17 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_summary_by_hand():
     ratios = torch.tensor([[0.5, 2.0], [1.0, 4.0]]).log()
 
+    assert summary(ratios) == SUMMARY
+
+
+def test_a_summary_counts_diverged_runs():
+    ratios = torch.tensor([[0.5, 2.0], [1.0, math.inf]]).log()
+
     assert summary(ratios) == {
-        "geometric_mean": 1.4142,
+        "geometric_mean": 1.6487,  # (e^2)^(1/4)
         "median": 1.4142,
-        "worst": 4.0,
+        "worst_finite": 2.0,
         "wins": 0.25,
+        "diverged": 1,
     }
+    assert summary(ratios[1:, 1:])["worst_finite"] == math.inf

@@ -196,8 +196,20 @@ def test_a_run_without_ratio_is_said_and_not_drawn(results: dict[str, Any], tmp_
     dots = [t for t in traces if "text" in t and t["hovertemplate"].startswith("cosine")]
     assert [len(t["x"]) for t in dots] == [3]
     row = page.tables[1][3]
-    assert row[3:6] == ["4", "–", "–"]
+    assert row[3:6] == ["4", "∞", "∞"]
     assert row[-1] == "yes"
+
+
+def test_means_over_a_diverged_run_are_infinite(results: dict[str, Any], tmp_path: Path) -> None:
+    results["summary"][1] |= {"diverged": 1, "geometric_mean_ratio": None, "val_loss": None}
+    head, *rows = Page(write_report(results, tmp_path / "r.html").read_text("utf-8")).tables[0]
+    finite, diverged = (dict(zip(head, row, strict=True)) for row in rows[:2])
+    titles = ("Mean ratio (95\u00a0%)", "Worst ratio", "Val. loss")
+    assert [diverged[title] for title in titles] == ["∞", "∞", "∞"]
+    assert finite["Worst ratio"] == "–"
+    text = StringIO()
+    Console(file=text, width=80).print(results_table(results))
+    assert text.getvalue().count("∞") >= 2
 
 
 def test_best_is_chosen_among_the_competitors(results: dict[str, Any], tmp_path: Path) -> None:

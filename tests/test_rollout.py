@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrenv.action import MAX_CHANGE
 from lrenv.controller import Controller
+from lrenv.decisions import DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
 from lrenv.training.rollout import (
@@ -143,7 +144,7 @@ def test_a_network_explores_with_noise_of_a_deviation_and_a_memory(memory):
 def test_a_recovery_label_leads_to_the_mean_lr_of_the_coming_interval(lr, label):
     rates = torch.tensor([9.0, 9.0, 0.1, 0.4, 9.0])
     controller = SimpleNamespace(
-        step=2, plan=SimpleNamespace(ends=(1, 2, 4, 5)), lr=torch.tensor([lr])
+        step=2, plan=DecisionPlan(5, (1, 2, 4, 5), 0, 1), lr=torch.tensor([lr])
     )
 
     assert recovery_label(rates.log(), controller).item() == pytest.approx(label, abs=1e-5)

@@ -1,7 +1,5 @@
-"""Files that survive a kill."""
+"""Run folders: settings, results and training states."""
 
-import os
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +9,9 @@ import torch
 from lrenv.errors import InputError
 from lrenv.training.runfolder import (
     check_settings,
-    make_folder,
     read_json,
     read_state,
     read_tensors,
-    write_atomic,
     write_json,
     write_state,
     write_tensors,
@@ -28,72 +24,6 @@ class Settings:
     seed: int = 0
     hours: float = 1.0
     peak: float = 0.1
-
-
-def test_a_folder_is_made_with_its_parents(tmp_path):
-    made = make_folder(tmp_path / "a" / "b")
-
-    assert made.is_dir()
-    assert make_folder(made) == made
-    assert list(made.iterdir()) == []
-
-
-@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, below):
-    (tmp_path / "file").touch()
-    path = tmp_path / "file" / below
-
-    with pytest.raises(InputError, match=rf"can be written, got {path} \(.*\); name another one"):
-        make_folder(path)
-
-
-def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-
-    with pytest.raises(InputError, match=r"got .* \(Permission denied\); name another one or free"):
-        make_folder(tmp_path)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def half(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, half)
-
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
-
-
-def test_a_file_appears_at_once_and_whole(tmp_path):
-    path = tmp_path / "new" / "file.txt"
-
-    def write(temporary: Path) -> None:
-        assert temporary.parent == path.parent
-        assert not path.exists()
-        temporary.write_text("whole")
-
-    write_atomic(path, write)
-
-    assert path.read_text() == "whole"
-    assert os.listdir(path.parent) == ["file.txt"]
-
-
-def test_a_reader_of_the_old_file_reads_it_to_its_end(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    with path.open() as reader:
-        write_atomic(path, lambda temporary: temporary.write_text("new"))
-        assert reader.read() == "old"
-    assert path.read_text() == "new"
 
 
 def test_json_round_trip(tmp_path):
@@ -138,8 +68,39 @@ def test_state_round_trip(tmp_path):
 def test_a_state_with_other_objects_is_refused(tmp_path):
     torch.save({"code": Settings()}, tmp_path / "a.pt")
 
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(
+        InputError, match=rf"a state at {tmp_path}/a\.pt, got: Weights only load fa"
+    ):
         read_state(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("length", [None, 0, 100, -1, "other"])
+@pytest.mark.parametrize("kind", ["state", "tensors"])
+def test_a_state_that_is_missing_or_damaged_is_named(tmp_path, kind, length):
+    path = tmp_path / "file"
+    write, read = {
+        "state": (write_state, read_state),
+        "tensors": (write_tensors, read_tensors),
+    }[kind]
+    write(path, {"x": torch.ones(100)})
+    if length is None:
+        path.unlink()
+    else:
+        path.write_bytes(b"other" if length == "other" else path.read_bytes()[:length])
+
+    with pytest.raises(InputError, match=rf"Expected (a state|tensors) at {path}, got: .*; delete"):
+        read(path)
+
+
+def test_a_state_with_an_altered_byte_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    write_state(path, {"x": 1})
+    key = b"X\x01\x00\x00\x00"
+    assert path.read_bytes().count(key + b"x") == 1
+    path.write_bytes(path.read_bytes().replace(key + b"x", key + b"\xff"))
+
+    with pytest.raises(InputError, match=rf"Expected a state at {path}, got: .*; delete"):
+        read_state(path)
 
 
 def test_the_settings_of_a_run_are_kept(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,21 @@ def small_job(lr: float = 1e-3) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=lr)
 
 
+Job = tuple[nn.Module, torch.optim.Optimizer, LearnedLR]
+
+
+def scheduled(policy: FrozenPolicy, total_steps: int = STEPS) -> Job:
+    model, optimizer = small_job()
+    return model, optimizer, LearnedLR(optimizer, total_steps, policy)
+
+
+def optimizer_steps(model: nn.Module, optimizer: torch.optim.Optimizer, n: int = 1) -> None:
+    for _ in range(n):
+        optimizer.zero_grad()
+        model(torch.ones(4, 6)).square().mean().backward()
+        optimizer.step()
+
+
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -68,7 +85,6 @@ def test_environment_and_scheduler_agree_bit_for_bit(
     policy = make_policy(tmp_path, preset)
     env = LRScheduleEnv("mlp-mnist-classic", preset, total_steps=STEPS, optimizer=optimizer)
     env.reset(seed=0, options={"trainee_seed": 5})
-    policy.start()
     env_lrs, done = [], False
     while not done:
         action = policy.act(env.controller)
@@ -147,10 +163,8 @@ def test_tensor_lr_is_updated_in_place(policy: FrozenPolicy) -> None:
 def test_steps_without_report_are_counted(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     scheduler = LearnedLR(optimizer, STEPS, policy)
-    for _ in range(5):
-        optimizer.zero_grad()
-        model(torch.randn(4, 6)).square().mean().backward()
-        optimizer.step()
+    with pytest.warns(UserWarning, match="Expected a training loss"):
+        optimizer_steps(model, optimizer, 5)
     scheduler.step(1.0)
     scheduler.step(1.0)
     assert scheduler.last_epoch == 5
@@ -184,6 +198,15 @@ def test_bad_total_steps(policy: FrozenPolicy, total_steps: int) -> None:
         LearnedLR(optimizer, total_steps, policy)
 
 
+def test_total_steps_may_be_a_number_of_numpy(policy: FrozenPolicy) -> None:
+    runs = []
+    for total_steps in (STEPS, np.int64(STEPS)):
+        job = scheduled(policy, total_steps)
+        runs.append(train(*job, range(STEPS)))
+        assert type(job[2].state_dict()["controller"]["total_steps"]) is int
+    assert runs[0] == runs[1]
+
+
 def test_bad_unit(policy: FrozenPolicy) -> None:
     _, optimizer = small_job(lr=0.0)
     with pytest.raises(InputError, match="Expected a positive LR"):
@@ -212,3 +235,135 @@ def test_classic_policy_refuses_another_architecture(tmp_path: Path) -> None:
     trainee.optimizer.step()
     with pytest.raises(InputError, match="Expected a trainee of 2 layers"):
         scheduler.step(loss)
+
+
+def test_schedulers_may_share_a_policy(policy: FrozenPolicy) -> None:
+    starts = (0, 100)
+    alone = [train(*scheduled(policy), range(start, start + STEPS)) for start in starts]
+    jobs = [scheduled(policy) for _ in starts]
+    in_turn: list[list[float]] = [[], []]
+    for step in range(STEPS):
+        for lrs, job, start in zip(in_turn, jobs, starts, strict=True):
+            lrs += train(*job, range(start + step, start + step + 1))
+    assert in_turn == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_copy_goes_on_like_the_original(policy: FrozenPolicy) -> None:
+    whole = train(*scheduled(policy), range(STEPS))
+    original = scheduled(policy)
+    train(*original, range(17))
+    copied = copy.deepcopy(original)
+    # in turn, so that neither can lean on the other
+    lrs = [[], []]
+    for step in range(17, STEPS):
+        for seen, job in zip(lrs, (original, copied), strict=True):
+            seen += train(*job, range(step, step + 1))
+    assert lrs == [whole[17:], whole[17:]]
+    weights = [nn.utils.parameters_to_vector(m.parameters()) for m, _, _ in (original, copied)]
+    assert torch.equal(*weights)
+    assert copied[2].decisions == original[2].decisions
+
+
+def test_a_layer_unfrozen_later_survives_a_resume(policy: FrozenPolicy) -> None:
+    job = scheduled(policy)
+    job[0][0].requires_grad_(False)
+    train(*job, range(20))
+    job[0][0].requires_grad_(True)
+    train(*job, range(20, 30))
+    states = copy.deepcopy([part.state_dict() for part in job])
+    rest = train(*job, range(30, STEPS))
+    resumed = scheduled(policy)
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    assert train(*resumed, range(30, STEPS)) == rest
+    assert len(set(rest)) > 5
+
+
+def test_a_group_added_later_has_its_ratio_at_once(policy: FrozenPolicy) -> None:
+    model, _ = small_job()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = LearnedLR(optimizer, STEPS, policy)
+    train(model, optimizer, scheduler, range(10))
+    new = nn.Parameter(torch.zeros(3))
+    optimizer.add_param_group({"params": [new], "lr": 0.02})
+    new.grad = torch.ones(3)
+    (lr,) = scheduler.get_last_lr()
+    optimizer.step()
+    assert new.tolist() == pytest.approx([-0.2 * lr] * 3, rel=1e-6, abs=0)
+    scheduler.step(1.0)
+    train(model, optimizer, scheduler, range(11, 20))
+    first, second = scheduler.get_last_lr()
+    assert first != lr
+    assert second == pytest.approx(0.2 * first, rel=1e-12)
+
+
+def test_a_step_without_gradients_is_refused(policy: FrozenPolicy) -> None:
+    _, optimizer, _ = scheduled(policy)
+    with pytest.raises(InputError, match=r"Expected gradients .*, got none; call loss\.backward"):
+        optimizer.step()
+
+
+def test_sparse_gradients_and_empty_parameters(policy: FrozenPolicy) -> None:
+    runs = []
+    for odd in (False, True):
+        torch.manual_seed(1)
+        table, head = nn.Embedding(20, 6, sparse=odd), nn.Linear(6, 3)
+        params = [*table.parameters(), *head.parameters()]
+        empty = nn.Parameter(torch.empty(0, 3))
+        optimizer = torch.optim.SGD([empty, *params] if odd else params, lr=0.1)
+        scheduler = LearnedLR(optimizer, STEPS, policy)
+        for step in range(20):
+            ids = torch.randperm(20, generator=torch.Generator().manual_seed(step))[:8]
+            loss = head(table(ids)).square().mean() + empty.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+        assert table.weight.grad.is_sparse == odd
+        runs.append([d["lr"] for d in scheduler.decisions])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert len(set(runs[0])) > 10
+
+
+def test_a_job_without_losses_is_warned_once(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    optimizer_steps(model, optimizer)
+    with pytest.warns(UserWarning, match="Expected a training loss, got none") as caught:
+        scheduler.step()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for _ in range(9):  # warnings are errors here
+        optimizer_steps(model, optimizer)
+        scheduler.step()
+    assert scheduler.last_epoch == 10
+
+
+def test_a_loss_of_several_values_is_refused(policy: FrozenPolicy) -> None:
+    _, _, scheduler = scheduled(policy)
+    with pytest.raises(InputError, match=r"scalar training loss, got the shape \(4,\); pass"):
+        scheduler.step(torch.ones(4))
+
+
+def test_losses_between_optimizer_steps_are_averaged(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    for step in range(3):
+        scheduler.step(1.0 + step)
+        optimizer_steps(model, optimizer)
+        scheduler.step(torch.tensor(3.0 + step))
+    assert scheduler.controller.observer.window.loss.tolist() == [[2.0, 3.0, 4.0]]
+
+
+def test_a_loss_may_be_overwritten_afterwards(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy, total_steps=1000)
+    loss = torch.zeros(())
+    ends = scheduler.controller.plan.ends
+    n_steps = next(end for start, end in pairwise(ends) if end - start > 1)
+    for step in range(n_steps):
+        scheduler.step(loss.fill_(step))
+        loss.fill_(-1.0)
+        optimizer_steps(model, optimizer)
+        scheduler.step(loss.fill_(step + 2))
+        loss.fill_(-1.0)
+    window = scheduler.controller.observer.window
+    assert window.loss.tolist() == [[step + 1.0 for step in range(n_steps)]]

@@ -82,6 +82,15 @@ def test_lc_bound_counts_what_a_coordinate_stands_for():
     assert value.tolist() == pytest.approx([5.0])
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e-12, 1.0, 1e12])
+def test_lc_bound_keeps_products_of_any_size(scale):
+    root = math.sqrt(scale)
+    value = lc_bound(root * torch.tensor([[3.0, 4.0]]), torch.full((1, 2), root), torch.ones(2))
+
+    expected = math.sqrt(3.0**4 + 4.0**4) * scale**2
+    assert value.tolist() == pytest.approx([expected], rel=1e-5, abs=0)
+
+
 def test_a_step_is_measured_by_layer():
     params = [normal(1, 4, 3), normal(1, 4, seed=1), normal(1, 2, 4, seed=2)]
     grads = [normal(*p.shape, seed=10 + i) for i, p in enumerate(params)]

@@ -80,6 +80,19 @@ def test_an_interval_longer_than_the_window_fills_it():
     assert window.loss[0].tolist() == list(range(700 - WINDOW, 700))
 
 
+@pytest.mark.parametrize("lengths", [(700,), (300, 300, 300), (5,)])
+def test_no_more_than_the_window_stays_in_memory(lengths):
+    window = StepWindow()
+    start = 0
+    for n in lengths:
+        window.extend(interval(start, n))
+        start += n
+
+    for name in ("loss", "val_loss", "lr", "left", "grad_norm", "lc"):
+        kept = getattr(window, name)
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size(), name
+
+
 def test_state_goes_on_where_it_stopped():
     whole, stopped, resumed = StepWindow(), StepWindow(), StepWindow()
     for window in (whole, stopped):

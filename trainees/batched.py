@@ -6,7 +6,6 @@ Shape legend: r runs, n batch size, i inputs of a layer, o its outputs, c classe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -20,6 +19,7 @@ from lrenv.trainees.data import Dataset
 from lrenv.trainees.mlp import MLPSpec, batch_order, initial_parameters, noisy_labels
 
 _EPSILON = 1e-8
+_EVALUATED = 1000  # examples in one pass, for the sake of memory
 
 # (derivative times upstream gradient) from the upstream gradient, pre- and post-activation
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -117,10 +117,13 @@ class BatchedMLP:
             x, y = self.dataset.split(split)
             self._splits[split] = x.to(self._device, self._dtype), y.to(self._device)
         x, y = (part[:n_examples] for part in self._splits[split])
-        logits = self._forward(x)[0][-1]
-        targets = y.expand(self.n_runs, -1)
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
-        return losses, (logits.argmax(2) == targets).to(losses).mean(1)
+        loss, hits = torch.zeros(2, self.n_runs, dtype=self._dtype, device=self._device)
+        for part, labels in zip(x.split(_EVALUATED), y.split(_EVALUATED), strict=True):
+            logits = self._forward(part)[0][-1]
+            targets = labels.expand(self.n_runs, -1)
+            loss += F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(1)
+            hits += (logits.argmax(2) == targets).sum(1)
+        return loss / len(x), hits / len(x)
 
     def _load_data(self, specs: Sequence[MLPSpec], seeds: Sequence[int]) -> None:
         data, n_train = self.dataset, len(self.dataset.x_train)
@@ -219,11 +222,6 @@ class _StackedOptimizer:
             scale = rate * correction / (1 - beta1**self._step)
             root = second.sqrt().add_(_EPSILON * correction)
             param.addcmul_(first.div(root), scale, value=-1)
-
-
-def repeat_spec(spec: MLPSpec, n_runs: int) -> list[MLPSpec]:
-    """The same specification for ``n_runs`` runs."""
-    return [replace(spec)] * n_runs
 
 
 def _check_same_shape(specs: Sequence[MLPSpec], seeds: Sequence[int]) -> None:

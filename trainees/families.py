@@ -141,8 +141,8 @@ def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
 def held_out_tasks(data: str = "mnist") -> Sequence[Task]:
     """The declared test family of MLPs: 24 trainees on full-size images.
 
-    Widths, depths and input sizes are outside the training family, optimizer settings and run
-    lengths partly so.
+    Input sizes, widths and the deepest are outside the training family, optimizer settings and
+    run lengths partly so.
     """
     return [
         Task(DataSpec(data), MLPSpec(hidden, act, opt, batch, steps, noise), seed=0)

@@ -1,7 +1,6 @@
 """Training and evaluation of policies, and the command line.
 
-Demonstrations, behavioural cloning, PPO, evaluation against tuned experts, the policy database and
-the report.
+Tuned experts, demonstrations, behavioural cloning, PPO, evaluation and the report.
 """
 
 if __name__ != "lrenv.training":

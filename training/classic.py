@@ -23,14 +23,16 @@ from torch.nn import functional as F
 
 from lrenv.action import classic_action
 from lrenv.env import LRScheduleEnv
+from lrenv.files import make_folder
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import ClassicTransformer
 from lrenv.policies.sb3 import TransformerExtractor, extract_actor, policy_kwargs
+from lrenv.trainees.families import load_data
+from lrenv.trainees.registry import build_task
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import (
     check_settings,
-    make_folder,
     read_state,
     read_tensors,
     write_state,
@@ -67,6 +69,7 @@ def train_classic(settings: ClassicSettings) -> Path:
         model.policy.load_state_dict(state["policy"])
         model.policy.optimizer.load_state_dict(state["optimizer"])
         model.num_timesteps = state["num_timesteps"]
+        model.set_random_seed(settings.seed + model.num_timesteps)
     else:
         clone_expert(model, demonstrations(folder, settings), settings)
         export(model, folder, settings, "bc")
@@ -139,8 +142,8 @@ def _demonstrate(
     seen, actions, rewards = [], [], []
     done = False
     while not done:
-        plan, step = env.controller.plan, env.controller.step
-        end = next(e for e in plan.ends if e > step)
+        step = env.controller.step
+        end = env.controller.plan.next_end(step)
         action = classic_action(sum(rates[step:end]) / (end - step))
         seen.append(torch.from_numpy(obs))
         actions.append(action)
@@ -213,15 +216,15 @@ def export(model: PPO, folder: Path, settings: ClassicSettings, stage: Stage) ->
         "made_by": f"lrenv train classic --expert {settings.expert}",
         "stage": stage,
         "settings": recipe,
-        "training_families": f"{TRAINEE} under Adam; data {_data_name(settings)}",
+        "training_families": f"{TRAINEE} under Adam, {_data_name()}",
         "ppo_timesteps": model.num_timesteps,
     }
     actor = extract_actor(model.policy, "classic")
     return save_policy(folder, f"{settings.expert}-{stage}", actor, card)
 
 
-def _data_name(settings: ClassicSettings) -> str:
-    return make_env(settings).trainee.dataset.name
+def _data_name() -> str:
+    return load_data(build_task(TRAINEE).data).name
 
 
 def _n_features(env: LRScheduleEnv) -> int:

@@ -7,12 +7,14 @@ final figures alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,19 @@ import torch
 from torch import Tensor
 
 import lrenv
+from lrenv.errors import InputError
+from lrenv.files import make_folder
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
+from lrenv.trainees.data import Dataset
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.mlp import OptimizerSpec
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.training.expert_search import N_PEAKS, run_schedules, search_experts
 from lrenv.training.progress import console, track
 from lrenv.training.report import results_table, write_report
-from lrenv.training.runfolder import make_folder, write_json
+from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import EvaluateSettings
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
@@ -77,27 +82,65 @@ def evaluate(settings: EvaluateSettings) -> Path:
     Returns:
         The path of the report.
     """
+    if settings.seeds < 1 or not settings.optimizers or not settings.policies:
+        raise InputError(
+            "Expected at least one seed, optimizer and policy, got "
+            f"{settings.seeds}, {settings.optimizers} and {settings.policies}; name some."
+        )
     folder = make_folder(settings.output)
-    policies = [load_policy(name) for name in settings.policies]
-    records: list[RunRecord] = []
-    tasks = [
-        build_task(settings.trainee, settings.total_steps, OptimizerSpec(name), seed)
+    jobs = [
+        (
+            f"{settings.trainee}, {name}",
+            build_task(settings.trainee, settings.total_steps, OptimizerSpec(name), seed),
+        )
         for name in settings.optimizers
         for seed in range(settings.seeds)
     ]
-    data = load_data(tasks[0].data)
-    console.print(f"Data: {data.note}")
-    for task in track(tasks, "Tuning experts, training and comparing"):
-        name = f"{settings.trainee}, {task.spec.optimizer.name}"
-        records += compare(task, name, policies, settings.hints, settings.peak)
-    results = {
-        "format": 1,
-        "title": "Learned schedules against experts",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
-        "data": {"name": data.name, "note": data.note},
-        **collect_results(records),
-    }
+    policies = [load_policy(name) for name in settings.policies]
+    records = compare_all(jobs, policies, settings.hints, settings.peak, folder)
+    results = collect_results(
+        "Learned schedules against experts", asdict(settings), load_data(jobs[0][1].data), records
+    )
     return publish(results, folder)
+
+
+def compare_all(
+    jobs: Sequence[tuple[str, Task]],
+    policies: Sequence[FrozenPolicy],
+    hints: Sequence[float],
+    peak: float | None,
+    folder: Path,
+) -> list[RunRecord]:
+    """Run every method on all jobs, one file of records a job; those there are not run again.
+
+    Args:
+        jobs: Name in the results and task.
+        policies: Policies to run.
+        hints: LRs their jobs start with.
+        peak: Peak LR of the untuned experts; the usual default if None.
+        folder: Where the records go.
+
+    Raises:
+        InputError: Two policies have the same name.
+    """
+    names = [policy.name for policy in policies]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"Expected policies of different names, got {', '.join(names)}; compare them in two "
+            "evaluations, or export one under another name."
+        )
+    data = load_data(jobs[0][1].data)
+    console.print(f"Data: {data.note}")
+    setup = [lrenv.__version__, data.name, hints, peak, [p.card["sha256"] for p in policies]]
+    stamp = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:16]
+    records: list[RunRecord] = []
+    for name, task in track(jobs, "Tuning experts, training and comparing"):
+        path = folder / "records" / stamp / f"{task.key()}.json"
+        if not path.exists():
+            found = compare(task, name, policies, hints, peak)
+            write_json(path, [asdict(record) for record in found])
+        records += [RunRecord(**row) for row in read_json(path)]
+    return records
 
 
 def publish(results: dict[str, Any], folder: Path) -> Path:
@@ -115,7 +158,6 @@ def compare(
     policies: Sequence[FrozenPolicy],
     hints: Iterable[float],
     peak: float | None = None,
-    curves: bool = True,
 ) -> list[RunRecord]:
     """Run every method on one task and seed.
 
@@ -125,14 +167,13 @@ def compare(
         policies: Policies to run, each in a plain torch loop under ``LearnedLR``.
         hints: LRs their optimizers are made with.
         peak: Peak LR of the untuned experts; the usual default if None.
-        curves: Whether the records keep curves.
     """
     search = search_experts(task)
     total = task.spec.total_steps
     records, matched = [], []
     for policy in policies:
         for hint in hints:
-            record, mean_lr = run_policy(task, name, policy, hint, search.reference, curves)
+            record, mean_lr = run_policy(task, name, policy, hint, search.reference)
             records.append(record)
             matched.append((policy.name, mean_lr))
     peak = peak or usual_peak(task.spec.optimizer)
@@ -142,18 +183,13 @@ def compare(
         label = MATCHED if len(policies) == 1 else f"{MATCHED}: {policy_name}"
         plans.append((label, "constant", mean_lr))
     plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
-    outcome = run_schedules(task, [schedule(kind, total, top) for _, kind, top in plans])
+    rates = [schedule(kind, total, top) for _, kind, top in plans]
+    trainee, losses = run_schedules(task, rates)
+    finals = torch.stack([trainee.evaluate("val")[0], *trainee.evaluate("test")], 1)
     for k, (label, kind, top) in enumerate(plans):
-        values = [x[k] for x in (outcome.val_loss, outcome.test_loss, outcome.test_accuracy)]
-        rates = torch.tensor(schedule(kind, total, top))
-        records.append(
-            make_record(
-                (name, label, f"{kind}, peak {top:.3g}", task.seed),
-                search.reference,
-                values,
-                (outcome.losses[k], rates) if curves else (outcome.losses[k], None),
-            )
-        )
+        labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)
+        history = (losses[k], torch.tensor(rates[k]))
+        records.append(make_record(labels, search.reference, finals[k].tolist(), history))
     return records
 
 
@@ -165,7 +201,7 @@ def usual_peak(optimizer: OptimizerSpec) -> float:
 
 
 def run_policy(
-    task: Task, name: str, policy: FrozenPolicy, hint: float, reference: float, curves: bool
+    task: Task, name: str, policy: FrozenPolicy, hint: float, reference: float
 ) -> tuple[RunRecord, float]:
     """Train one run in a plain torch loop under ``LearnedLR``; returns its record and mean LR."""
     trainee = build_trainee(task)
@@ -181,35 +217,32 @@ def run_policy(
         scheduler.step(loss)
         losses.append(loss)
     seconds = time.perf_counter() - began
-    test_loss, accuracy = trainee.evaluate("test")
-    record = make_record(
-        (name, f"learned: {policy.name}", f"hint {hint:g}", task.seed),
-        reference,
-        [trainee.evaluate("val")[0], test_loss, accuracy],
-        (torch.cat(losses), torch.tensor(rates) if curves else None),
-        seconds,
-    )
+    finals = torch.cat([trainee.evaluate("val")[0], *trainee.evaluate("test")])
+    labels = (name, f"learned: {policy.name}", f"hint {hint:g}", task.seed)
+    history = (torch.cat(losses), torch.tensor(rates))
+    record = make_record(labels, reference, finals.tolist(), history, seconds)
     return record, sum(rates) / len(rates)
 
 
 def make_record(
     labels: tuple[str, str, str, int],
     reference: float,
-    finals: Sequence[Tensor],
-    history: tuple[Tensor, Tensor | None],
+    finals: Sequence[float],
+    history: tuple[Tensor, Tensor],
     seconds: float | None = None,
 ) -> RunRecord:
-    """Build a record from labels, final losses, and the history of losses and LRs."""
+    """Build a record.
+
+    Args:
+        labels: Task, method, detail and seed.
+        reference: Final validation loss of the tuned expert.
+        finals: Final validation loss, test loss and test accuracy.
+        history: Training loss and LR of every step.
+        seconds: Wall-clock time.
+    """
     losses, rates = history
-    val, test, accuracy = (_finite(float(x)) for x in finals)
-    curve = None
-    if rates is not None:
-        index = torch.linspace(0, len(losses) - 1, min(_CURVE_POINTS, len(losses))).round().long()
-        curve = {
-            "step": index.tolist(),
-            "loss": [_finite(x) for x in losses[index].tolist()],
-            "lr": rates[index].tolist(),
-        }
+    val, test, accuracy = map(_finite, finals)
+    index = torch.linspace(0, len(losses) - 1, min(_CURVE_POINTS, len(losses))).round().long()
     return RunRecord(
         *labels,
         ratio=None if val is None else val / reference,
@@ -219,16 +252,26 @@ def make_record(
         mean_train_loss=_finite(float(losses.mean())),
         diverged=val is None,
         seconds=seconds,
-        curve=curve,
+        curve={
+            "step": index.tolist(),
+            "loss": [_finite(x) for x in losses[index].tolist()],
+            "lr": rates[index].tolist(),
+        },
     )
 
 
-def collect_results(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Summarise records by method and add where and when they were made."""
+def collect_results(
+    title: str, settings: Mapping[str, Any], data: Dataset, records: Sequence[RunRecord]
+) -> dict[str, Any]:
+    """Summarise records by method, and say on what, where and when they were made."""
     by_method: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_method[record.method].append(record)
     return {
+        "format": 1,
+        "title": title,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
+        "data": {"name": data.name, "note": data.note},
         "environment": {
             "lrenv": lrenv.__version__,
             "torch": torch.__version__,
@@ -245,7 +288,7 @@ def summarise(method: str, rows: Sequence[RunRecord]) -> dict[str, Any]:
     """Summarise the runs of a method; a diverged run counts as infinitely bad."""
     ratios = torch.tensor([math.inf if r.ratio is None else r.ratio for r in rows]).double()
     logs = torch.log(ratios)
-    low, high = bootstrap_interval(logs)
+    low, high = bootstrap_interval(_by_task_and_seed(rows, logs))
     return {
         "method": method,
         "runs": len(rows),
@@ -264,17 +307,28 @@ def summarise(method: str, rows: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def bootstrap_interval(logs: Tensor) -> tuple[float, float]:
-    """95 % bootstrap interval of the geometric mean of ratios from their logs, ``(n,)``."""
+    """95 % bootstrap interval of the geometric mean of ratios.
+
+    Tasks are drawn with replacement, then seeds within each, as the seeds of a task are alike.
+
+    Args:
+        logs: Log ratios, ``(tasks, seeds)``.
+    """
+    n_tasks, n_seeds = logs.shape
     generator = torch.Generator().manual_seed(0)
-    index = torch.randint(len(logs), (_BOOTSTRAP, len(logs)), generator=generator)
-    means = logs[index].mean(1).sort().values
+    task = torch.randint(n_tasks, (_BOOTSTRAP, n_tasks, 1), generator=generator)
+    seed = torch.randint(n_seeds, (_BOOTSTRAP, n_tasks, n_seeds), generator=generator)
+    means = logs[task, seed].mean((1, 2)).sort().values
     low, high = round(0.025 * _BOOTSTRAP), round(0.975 * _BOOTSTRAP) - 1
     return float(means[low].exp()), float(means[high].exp())
 
 
-def with_seed(task: Task, seed: int) -> Task:
-    """The same task with another seed."""
-    return replace(task, seed=seed)
+def _by_task_and_seed(rows: Sequence[RunRecord], logs: Tensor) -> Tensor:
+    """Mean over hints of log ratios, ``(tasks, seeds)``."""
+    groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row, log in zip(rows, logs.tolist(), strict=True):
+        groups[row.task][row.seed].append(log)
+    return torch.tensor([[sum(x) / len(x) for x in by.values()] for by in groups.values()])
 
 
 def _finite(value: float) -> float | None:

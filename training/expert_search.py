@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrenv.errors import InputError
 from lrenv.policies.experts import TUNED_KINDS, schedule
-from lrenv.trainees.batched import BatchedMLP, repeat_spec
+from lrenv.trainees.batched import BatchedMLP
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.mlp import OptimizerSpec
 from lrenv.training.runfolder import read_json, write_json
@@ -99,13 +99,14 @@ def expert_cache() -> Path:
 def _run_grid(task: Task) -> SearchResult:
     grid = [(kind, peak) for kind in TUNED_KINDS for peak in peak_grid(task.spec.optimizer)]
     rates = [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
-    outcome = run_schedules(task, rates)
+    trainee, losses = run_schedules(task, rates)
+    final, _ = trainee.evaluate("val")
     kinds, peaks = zip(*grid, strict=True)
     result = SearchResult(
         kinds,
         peaks,
-        tuple(torch.nan_to_num(outcome.val_loss, torch.inf, torch.inf).tolist()),
-        tuple(torch.nan_to_num(outcome.losses.mean(1), torch.inf, torch.inf).tolist()),
+        tuple(torch.nan_to_num(final, torch.inf, torch.inf).tolist()),
+        tuple(torch.nan_to_num(losses.mean(1), torch.inf, torch.inf).tolist()),
     )
     if not math.isfinite(result.reference):
         raise InputError(
@@ -115,33 +116,16 @@ def _run_grid(task: Task) -> SearchResult:
     return result
 
 
-@dataclass(frozen=True)
-class ScheduleOutcome:
-    """What became of the runs under given schedules.
+def run_schedules(task: Task, schedules: Sequence[Sequence[float]]) -> tuple[BatchedMLP, Tensor]:
+    """Train one run of a task under each schedule, all with the same seed.
 
-    Shape legend: r runs, n optimizer steps.
-
-    Attributes:
-        losses: Training loss of every step, ``(r, n)``.
-        val_loss: Final validation loss, ``(r,)``.
-        test_loss: Final test loss, ``(r,)``.
-        test_accuracy: Final test accuracy, ``(r,)``.
+    Returns:
+        The trained runs and the training loss of every step, ``(runs, total_steps)``.
     """
-
-    losses: Tensor
-    val_loss: Tensor
-    test_loss: Tensor
-    test_accuracy: Tensor
-
-
-def run_schedules(task: Task, schedules: Sequence[Sequence[float]]) -> ScheduleOutcome:
-    """Train one run of a task under each schedule, all with the same seed."""
     rates, n_runs = torch.tensor(schedules), len(schedules)
-    trainee = BatchedMLP(repeat_spec(task.spec, n_runs), load_data(task.data), [task.seed] * n_runs)
+    trainee = BatchedMLP([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
     losses = []
     for step in range(task.spec.total_steps):
         losses.append(trainee.backward())
         trainee.update(rates[:, step])
-    return ScheduleOutcome(
-        torch.stack(losses, 1), trainee.evaluate("val")[0], *trainee.evaluate("test")
-    )
+    return trainee, torch.stack(losses, 1)

@@ -11,6 +11,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lrenv.errors import InputError
+from lrenv.files import make_folder, write_atomic
 from lrenv.policies.frozen import load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.families import load_data
@@ -19,9 +21,7 @@ from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import (
     check_settings,
-    make_folder,
     read_state,
-    write_atomic,
     write_json,
     write_state,
     write_tensors,
@@ -43,6 +43,10 @@ def finetune(settings: FinetuneSettings) -> Path:
     Raises:
         InputError: A setting cannot be used, or the folder belongs to another run.
     """
+    if settings.checkpoint_every < 1:
+        raise InputError(
+            f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
+        )
     policy = load_policy(settings.policy)
     task = build_task(
         settings.trainee, settings.total_steps, OptimizerSpec(settings.optimizer), settings.seed

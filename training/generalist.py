@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import asdict
@@ -13,15 +14,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.errors import InputError
+from lrenv.files import make_folder
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task, training_task
 from lrenv.training.clone import clone
 from lrenv.training.expert_search import search_experts
-from lrenv.training.outcome_ppo import OutcomePPO, evaluate_actor
+from lrenv.training.outcome_ppo import WORST_RETURN, OutcomePPO, evaluate_actor
 from lrenv.training.progress import console, progress_bar, track
-from lrenv.training.runfolder import check_settings, make_folder
+from lrenv.training.runfolder import check_settings
 from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
@@ -42,37 +44,42 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     actor = Head("scale-free", len(FEATURES))
-    tasks = [training_task(i) for i in range(settings.tasks + settings.held_out)]
-    for task in track(tasks, "Tuned experts of the training tasks"):
+    n, held_out = settings.tasks, settings.held_out
+    drawn = [training_task(i) for i in range(n + 2 * held_out)]
+    for task in track(drawn, "Tuned experts of the training tasks"):
         search_experts(task)
+    tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         clone(folder, actor, settings, writer)
-        held_out = tasks[settings.tasks :]
-        measured = {"clone": summary(evaluate_actor(actor, held_out))}
-        console.print(f"Clone on {len(held_out)} held-out tasks: {measured['clone']}")
-        save_policy(folder, f"{EXPORT_NAME}-clone", actor, _card(settings, measured))
+        found = {"clone": _measure(actor, selection, fresh)}
+        console.print(f"Clone: {found['clone']}")
+        save_policy(folder, f"{EXPORT_NAME}-clone", actor, _card(settings, found))
         if settings.hours > 0:
-            fine_tune(folder, actor, tasks, settings, writer, measured)
-    return save_policy(folder, EXPORT_NAME, actor, _card(settings, measured))
+            counts = fine_tune(folder, actor, tasks, selection, settings, writer)
+            found["ppo"] = _measure(actor, selection, fresh) | counts
+            console.print(f"PPO: {found['ppo']}")
+    return save_policy(folder, EXPORT_NAME, actor, _card(settings, found))
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"tasks": settings.groups_per_update, "held_out": 1, "group": 2, "groups_per_update": 1}
+    least = {"held_out": 1, "group": 2, "groups_per_update": 1}
+    least["tasks"] = settings.groups_per_update
     for name, count in least.items():
         if getattr(settings, name) < count:
             raise InputError(
-                f"Expected {name} of at least {count}, got {getattr(settings, name)}; "
-                "lower groups_per_update or raise it."
+                f"Expected {name} of at least {count}, got {getattr(settings, name)}; raise it."
             )
 
 
 def summary(ratios: Tensor) -> dict[str, float]:
-    """Geometric mean, median and worst of log ratios, as ratios, and the share below 1."""
+    """Summarise log ratios as ratios; in the mean a diverged run counts as e²."""
+    finite = ratios[ratios.isfinite()]
     return {
-        "geometric_mean": round(ratios.mean().exp().item(), 4),
+        "geometric_mean": round(ratios.clamp_max(-WORST_RETURN).mean().exp().item(), 4),
         "median": round(ratios.quantile(0.5).exp().item(), 4),
-        "worst": round(ratios.max().exp().item(), 4),
+        "worst_finite": round(finite.max().exp().item(), 4) if len(finite) else math.inf,
         "wins": round((ratios < 0).float().mean().item(), 4),
+        "diverged": int(ratios.numel() - finite.numel()),
     }
 
 
@@ -80,18 +87,24 @@ def fine_tune(
     folder: Path,
     actor: Head,
     tasks: list[Task],
+    selection: list[Task],
     settings: GeneralistSettings,
     writer: SummaryWriter,
-    measured: dict[str, dict[str, float]],
-) -> None:
-    """Fine-tune the clone by PPO within the budget, and leave the best evaluated actor in place."""
+) -> dict[str, float]:
+    """Fine-tune the clone by PPO within the budget.
+
+    Leaves the actor in place that did best on the selection tasks.
+
+    Returns:
+        The number of updates, the selected one, and the hours spent.
+    """
     ppo = OutcomePPO(actor, settings, writer)
     path, best_path = folder / "ppo.pt", folder / "best.pt"
-    spent, best = 0.0, measured["clone"]["geometric_mean"]
     if path.exists():
         state = ppo.load(path)
-        spent, best = float(state["spent"]), float(state["best"])  # type: ignore[arg-type]
+        spent, best = float(state["spent"]), float(state["best"])
     else:
+        spent, best = 0.0, summary(evaluate_actor(actor, selection))["geometric_mean"]
         ppo.save(best_path)
         ppo.save(path, spent=spent, best=best)
     with progress_bar() as bar:
@@ -101,13 +114,13 @@ def fine_tune(
         while spent < settings.hours * 3600 and ppo.updates < settings.updates:
             began = time.monotonic()
             draw = random.Random(settings.seed * 10**6 + ppo.updates)
-            sample = draw.sample(tasks[: settings.tasks], settings.groups_per_update)
+            sample = draw.sample(tasks, settings.groups_per_update)
             ratio = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
-                now = summary(evaluate_actor(ppo.average, tasks[settings.tasks :]))
+                now = summary(evaluate_actor(ppo.average, selection))
                 for name, value in now.items():
-                    writer.add_scalar(f"held_out/{name}", value, ppo.updates)
-                console.print(f"Update {ppo.updates}, held-out tasks: {now}")
+                    writer.add_scalar(f"selection/{name}", value, ppo.updates)
+                console.print(f"Update {ppo.updates}, selection tasks: {now}")
                 if now["geometric_mean"] < best:
                     best = now["geometric_mean"]
                     ppo.save(best_path)
@@ -119,12 +132,17 @@ def fine_tune(
     ppo.save(path, spent=spent, best=best)
     ppo.load(best_path)
     actor.load_state_dict(ppo.average.state_dict())
-    measured["ppo"] = summary(evaluate_actor(actor, tasks[settings.tasks :]))
-    measured["ppo"] |= {"updates": updates, "selected_update": ppo.updates}
-    measured["ppo"]["hours"] = round(spent / 3600, 3)
+    return {"updates": updates, "selected_update": ppo.updates, "hours": round(spent / 3600, 3)}
 
 
-def _card(settings: GeneralistSettings, measured: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _measure(actor: Head, selection: list[Task], fresh: list[Task]) -> dict[str, Any]:
+    return {
+        "selection_tasks": summary(evaluate_actor(actor, selection)),
+        "fresh_tasks": summary(evaluate_actor(actor, fresh)),
+    }
+
+
+def _card(settings: GeneralistSettings, found: dict[str, Any]) -> dict[str, Any]:
     recipe = asdict(settings)
     recipe.pop("output")
     return {
@@ -133,5 +151,5 @@ def _card(settings: GeneralistSettings, measured: dict[str, dict[str, float]]) -
         "settings": recipe,
         "training_families": "MLPs: down-sampled or projected MNIST-5k, random teachers; "
         "lrenv.trainees.families.training_task",
-        "held_out_ratio_to_tuned_expert": dict(measured),
+        "ratio_to_tuned_expert": dict(found),
     }

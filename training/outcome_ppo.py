@@ -15,6 +15,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +165,7 @@ class OutcomePPO:
             "updates": self.updates
         }
 
-    def load(self, path: Path) -> dict[str, object]:
+    def load(self, path: Path) -> dict[str, Any]:
         """Take back a state that was written to a file, and return it."""
         state = read_state(path)
         for name, part in self._parts().items():
@@ -253,14 +254,15 @@ def evaluate_actor(actor: Head, tasks: Sequence[Task]) -> Tensor:
     """Log ratio to the tuned expert on each task, without and with a validation loss.
 
     Returns:
-        Two values a task, ``(len(tasks), 2)``.
+        Two values a task, ``(len(tasks), 2)``; infinite where a run diverged.
     """
     mask = torch.ones(2, len(FEATURES))
     mask[0, VAL_COLUMNS] = 0.0
     ratios = []
     for task in tasks:
         final = roll_out(task, 2, NetworkChoice(actor), mask).final
-        ratios.append(log_ratios(final, search_experts(task).reference))
+        logs = torch.log(final / search_experts(task).reference)
+        ratios.append(torch.nan_to_num(logs, torch.inf, torch.inf))
     return torch.stack(ratios)
 
 

@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lrenv.files import write_atomic
 from lrenv.training.report_page import PAGE, SCRIPT, STYLE
 from lrenv.training.report_plots import (
     ROW_HEIGHT,
@@ -29,9 +30,9 @@ from lrenv.training.report_plots import (
     positive,
     ratio_plot,
 )
-from lrenv.training.runfolder import write_atomic
 
 MISSING = "–"
+INFINITE = "∞"
 NBSP = "\u00a0"
 
 
@@ -71,7 +72,8 @@ class Column:
         """Write the row's value, with its interval, or the sign for a missing one."""
         value, low, high = (number(row.get(key)) for key in (self.key, "low", "high"))
         if value is None:
-            return MISSING
+            worse_than_any = row.get("diverged") and self.key.endswith(("ratio", "loss"))
+            return INFINITE if worse_than_any else MISSING
         text = self.show(value)
         if self.interval and low is not None and high is not None:
             text += f" ({self.show(low)}–{self.show(high)})"

@@ -1,45 +1,24 @@
-"""Files that survive a kill: written beside their place, then renamed into it."""
+"""Run folders: settings, results and training states in files that survive a kill."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Set
+import pickle
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrenv.errors import InputError
+from lrenv.files import write_atomic
 
-
-def make_folder(path: Path) -> Path:
-    """Create a folder with its parents, or raise :class:`InputError` if it cannot be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"Expected a folder that can be written, got {path} ({error.strerror}); "
-            "name another one or free space."
-        ) from None
-    return path
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# what torch.load raises on altered bytes
+_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -53,7 +32,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"Expected a JSON file at {path}, got: {error}.") from None
+        raise InputError(f"Expected a JSON file at {path}, got: {error}; delete it.") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -64,7 +43,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read tensors that :func:`write_tensors` wrote."""
-    return load_file(path)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"Expected tensors at {path}, got: {error}; delete it.") from None
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -74,7 +56,11 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read what :func:`write_state` wrote; refuses anything but tensors and plain values."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (*_DAMAGE, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"Expected a state at {path}, got: {reason}; delete it.") from None
     return state
 
 

@@ -20,7 +20,7 @@ class GeneralistSettings:
     tasks: int = 240
     """Training tasks, each with its tuned expert."""
     held_out: int = 24
-    """Further tasks of the training families on which the export is selected."""
+    """Further training tasks that the export is selected on; as many again measure it."""
     group: int = 16
     """Rollouts of one and the same task."""
     rounds: int = 3

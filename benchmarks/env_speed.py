@@ -1,0 +1,202 @@
+"""Optimizer steps a second of the vectorised runs: ``python benchmarks/env_speed.py``.
+
+Every figure is a ratio within one run of this script, one thread each side: runs in lockstep with
+all statistics on against (a) the same trainee in a plain torch loop without any environment, (b)
+stable-baselines3's SubprocVecEnv over single environments on two cores, and (d) the machine's own
+matrix-multiplication peak, counted in the forward and backward arithmetic of the trainee. Writes
+one table and one JSON file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.table import Table
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from lrenv.controller import Controller, run_interval
+from lrenv.env import LRScheduleEnv
+from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.families import Task, load_data
+from lrenv.trainees.mlp import OptimizerSpec
+from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.training.progress import console, track
+from lrenv.training.runfolder import write_json
+
+_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    trainees: tuple[str, ...] = ("mlp-mnist-classic", "mlp-mnist")
+    """Trainees, by name."""
+    optimizers: tuple[str, ...] = ("sgd", "adam")
+    """Optimizers."""
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """Numbers of runs in lockstep."""
+    total_steps: int = 1000
+    """Length of a run, which sets how many of its steps are measured."""
+    seconds: float = 2.0
+    """Time for each figure, at least."""
+    output: Path = Path("runs/env_speed.json")
+    """Where the figures go."""
+
+
+def main(settings: Settings) -> None:
+    """Measure, print the table, write the JSON file."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows = []
+    for name in settings.trainees:
+        for optimizer in settings.optimizers:
+            task = build_task(name, settings.total_steps, OptimizerSpec(optimizer))
+            base = {"trainee": name, "optimizer": optimizer, "plain": plain_loop(task, settings)}
+            base["subproc"] = subproc(name, optimizer, settings)
+            for n_runs in track(settings.batches, f"{name}, {optimizer}"):
+                rows.append({**base, "runs": n_runs, **lockstep(task, n_runs, settings)})
+    write_json(settings.output, rows)
+    table = Table("trainee", "runs", "steps/s", "× plain", "× subproc", "of peak", "f/b", "opt.")
+    for column in ("stats", "MB/run"):
+        table.add_column(column)
+    for row in rows:
+        speed = row["steps_per_s"]
+        shares = [f"{row[k]:.0%}" for k in ("peak_share", "compute", "optimizer_share", "stats")]
+        table.add_row(
+            f"{row['trainee']}, {row['optimizer']}",
+            str(row["runs"]),
+            f"{speed:.0f}",
+            f"{speed / row['plain']:.2f}",
+            f"{speed / row['subproc']:.1f}",
+            *shares,
+            f"{row['megabytes']:.2f}",
+        )
+    console.print(table)
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Steps a second of ``work``, which returns how many steps it took, after one warm-up."""
+    work()
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        done += work()
+    return done / (time.perf_counter() - began)
+
+
+def plain_loop(task: Task, settings: Settings) -> float:
+    """Optimizer steps a second of a plain torch loop."""
+
+    def work() -> int:
+        trainee = build_trainee(task)
+        for _ in range(200):
+            trainee.backward()
+            trainee.optimizer.step()
+        return 200
+
+    return rate(work, settings.seconds)
+
+
+def subproc(trainee: str, optimizer: str, settings: Settings) -> float:
+    """Optimizer steps a second of two single environments in two processes."""
+    kwargs: dict[str, Any] = {"total_steps": settings.total_steps, "optimizer": optimizer}
+    env = SubprocVecEnv([lambda: LRScheduleEnv(trainee, **kwargs)] * 2)
+    env.reset()
+    actions = np.zeros((2, 1), np.float32)
+    last = [0, 0]
+
+    def work() -> int:
+        _, _, over, infos = env.step(actions)
+        steps = sum(info["step"] - before for info, before in zip(infos, last, strict=True))
+        last[:] = [0 if o else info["step"] for o, info in zip(over, infos, strict=True)]
+        return int(steps)
+
+    speed = rate(work, 2 * settings.seconds)
+    env.close()
+    return speed
+
+
+def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
+    """Figures of ``n_runs`` runs in lockstep."""
+    before = _resident()
+    trainee = _batch(task, n_runs)
+    memory = (_resident() - before) / n_runs / 2**20
+    lr = torch.full((n_runs,), _LR)
+    steps = max(5, min(200, 2000 // n_runs))
+
+    def backward() -> int:
+        trainee._step = 0
+        for _ in range(steps):
+            trainee.backward()
+        return steps * n_runs
+
+    def update() -> int:
+        for _ in range(steps):
+            trainee.update(lr)
+        return steps * n_runs
+
+    compute, optimizer = (rate(work, settings.seconds / 2) for work in (backward, update))
+    whole = _with_statistics(task, n_runs, settings.seconds)
+    return {
+        "steps_per_s": whole,
+        "peak_share": whole * _arithmetic(task) / matmul_peak(settings.seconds / 4),
+        "compute": whole / compute,
+        "optimizer_share": whole / optimizer,
+        "stats": 1 - whole / compute - whole / optimizer,
+        "megabytes": memory,
+    }
+
+
+def _with_statistics(task: Task, n_runs: int, seconds: float) -> float:
+    done, spent = 0, 0.0
+    while spent < seconds:
+        trainee = _batch(task, n_runs)
+        controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
+        began = time.perf_counter()
+        while not controller.done and time.perf_counter() - began < 8 * seconds:
+            run_interval(trainee, controller)
+            controller.close()
+            if controller.deciding:
+                controller.act(torch.zeros(n_runs))
+        spent += time.perf_counter() - began
+        done += controller.step * n_runs
+    return done / spent
+
+
+def matmul_peak(seconds: float) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    a = torch.randn(1024, 1024)
+
+    def work() -> int:
+        torch.mm(a, a)
+        return 1
+
+    return rate(work, seconds) * 2 * 1024**3
+
+
+def _arithmetic(task: Task) -> float:
+    """Operations in the products of a step: forward, and both gradients but the inputs' own."""
+    data, spec = load_data(task.data), task.spec
+    sizes = [a * b for a, b in pairwise((data.n_features, *spec.hidden, data.n_classes))]
+    return 2.0 * spec.batch_size * (3 * sum(sizes) - sizes[0])
+
+
+def _batch(task: Task, n_runs: int) -> BatchedMLP:
+    return BatchedMLP([task.spec] * n_runs, load_data(task.data), list(range(n_runs)))
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,36 @@
+"""Files that survive a kill: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lrenv.errors import InputError
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder with its parents, or raise :class:`InputError` if it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"Expected a folder that can be written, got {path} ({error.strerror}); "
+            "name another one or free space."
+        ) from None
+    return path
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.chmod(0o644)  # safetensors writes for the owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
