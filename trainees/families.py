@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from lrenv.errors import InputError
 from lrenv.trainees.data import (
     Dataset,
     downsample,
@@ -90,15 +91,24 @@ def load_data(spec: DataSpec) -> Dataset:
     return data
 
 
-def training_task(index: int, steps: tuple[int, int] = (100, 1200)) -> Task:
+def training_task(index: int, family: str = "varied") -> Task:
     """Draw training task number ``index``; the same number always gives the same task.
 
     Args:
         index: The number of the task.
-        steps: Bounds of the run length in optimizer steps, log-uniform.
+        family: A key of ``TRAINING_FAMILIES``.
     """
+    if family not in TRAINING_FAMILIES:
+        raise InputError(
+            f"Expected a training family among {', '.join(TRAINING_FAMILIES)}; got {family!r}."
+        )
+    return TRAINING_FAMILIES[family](index)
+
+
+def _varied(index: int) -> Task:
+    """Small models in hard conditions: few examples, label noise, odd initial weights."""
     draw = random.Random(f"training-{index}")
-    log_steps = draw.uniform(math.log(steps[0]), math.log(steps[1]))
+    log_steps = draw.uniform(math.log(100), math.log(1200))
     spec = MLPSpec(
         hidden=(draw.choice((16, 24, 32, 48, 64, 96)),) * draw.choice((1, 1, 2, 2, 3)),
         activation=draw.choice(("relu", "tanh", "gelu")),
@@ -109,6 +119,33 @@ def training_task(index: int, steps: tuple[int, int] = (100, 1200)) -> Task:
         init_scale=math.exp(draw.uniform(math.log(0.5), math.log(2.0))),
     )
     return Task(_draw_data(draw), spec, seed=index)
+
+
+def _plain(index: int) -> Task:
+    """Wider models as most people train them: clean labels, usual initial weights, all data."""
+    draw = random.Random(f"plain-{index}")
+    log_steps = draw.uniform(math.log(100), math.log(800))
+    spec = MLPSpec(
+        hidden=(draw.choice((32, 64, 96, 192, 256)),) * draw.choice((1, 1, 2, 2, 3)),
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((16, 32, 64)),
+        total_steps=round(math.exp(log_steps)),
+        label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.2))),
+    )
+    if draw.random() < 0.3:
+        data = DataSpec("mnist-5k", projection=draw.choice((48, 96)), seed=draw.randrange(8))
+    else:
+        data = DataSpec("mnist-5k", size=draw.choice((14, 20)))
+    return Task(data, spec, seed=index)
+
+
+TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
+    "varied": _varied,
+    "plain": _plain,
+    "mixed": lambda index: (_plain if index % 2 else _varied)(index // 2),
+}
+"""Families of training tasks; ``"mixed"`` takes turns between the other two."""
 
 
 def _draw_data(draw: random.Random) -> DataSpec:

@@ -114,7 +114,7 @@ def collect(
             seeds = [settings.seed * 10**6 + round_ * 10**4 + i for i in tasks]
             found = Demonstrations.join(
                 [
-                    demonstrate(training_task(i), actor, settings, seed)
+                    demonstrate(training_task(i, settings.family), actor, settings, seed)
                     for i, seed in zip(tasks, seeds, strict=True)
                 ]
             )

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import save_policy
+from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task, training_task
 from lrenv.training.clone import clone
@@ -43,22 +43,26 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     check_settings(folder, settings, free={"output", "hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
+    start = load_policy(settings.start) if settings.start else None
     actor = Head("scale-free", len(FEATURES))
     n, held_out = settings.tasks, settings.held_out
-    drawn = [training_task(i) for i in range(n + 2 * held_out)]
+    drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
     for task in track(drawn, "Tuned experts of the training tasks"):
         search_experts(task)
     tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        clone(folder, actor, settings, writer)
-        found = {"clone": _measure(actor, selection, fresh)}
-        console.print(f"Clone: {found['clone']}")
-        save_policy(folder, f"{EXPORT_NAME}-clone", actor, _card(settings, found))
+        if start:
+            actor.load_state_dict(start.actor.state_dict())
+        else:
+            clone(folder, actor, settings, writer)
+        found = {"start": _measure(actor, selection, fresh)}
+        console.print(f"Start of PPO: {found['start']}")
+        save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
             counts = fine_tune(folder, actor, tasks, selection, settings, writer)
             found["ppo"] = _measure(actor, selection, fresh) | counts
             console.print(f"PPO: {found['ppo']}")
-    return save_policy(folder, EXPORT_NAME, actor, _card(settings, found))
+    return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
@@ -142,14 +146,16 @@ def _measure(actor: Head, selection: list[Task], fresh: list[Task]) -> dict[str,
     }
 
 
-def _card(settings: GeneralistSettings, found: dict[str, Any]) -> dict[str, Any]:
+def _card(
+    settings: GeneralistSettings, start: FrozenPolicy | None, found: dict[str, Any]
+) -> dict[str, Any]:
     recipe = asdict(settings)
     recipe.pop("output")
+    recipe["start"] = start and {k: v for k, v in start.card.items() if k != "features"}
     return {
         "preset": "scale-free",
         "made_by": "lrenv train generalist",
         "settings": recipe,
-        "training_families": "MLPs: down-sampled or projected MNIST-5k, random teachers; "
-        "lrenv.trainees.families.training_task",
+        "training_families": f"MLPs on small MNIST-5k and random teachers: {settings.family} tasks",
         "ratio_to_tuned_expert": dict(found),
     }
