@@ -1,10 +1,10 @@
 """The default policy on 24 unseen MLPs: ``python benchmarks/unseen_mlps.py``.
 
-Trainees are the held-out family of ``lrenv.trainees.families``: full-size MNIST images, larger
-widths and more layers than any training task has; some settings of the optimizer and some run
-lengths lie outside the training family too. Each is trained on 3 seeds, from LR hints of 1e-5 to
-1e-1, in a plain torch loop under ``LearnedLR``, beside experts and the tuned expert (39 runs of
-grid search a trainee and seed, cached). A stopped benchmark goes on.
+Trainees are the held-out family of ``lrenv.trainees.families``: full-size MNIST images, which no
+training task has; widths, depths, optimizer settings and run lengths lie outside the training
+families in part. Each is trained on 3 seeds, from LR hints of 1e-5 to 1e-1, in a plain torch loop
+under ``LearnedLR``, beside experts and the tuned expert (39 runs of grid search a trainee and seed,
+cached). A stopped benchmark goes on.
 """
 
 from __future__ import annotations

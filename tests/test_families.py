@@ -79,11 +79,30 @@ def test_test_tasks_are_disjoint_from_training_tasks_by_their_inputs():
     assert {t.data.name for t in TRAINING} == {"teacher", "mnist-5k"}
 
 
-def test_widths_of_test_tasks_are_outside_the_training_family():
+def test_plain_tasks_are_disjoint_from_test_tasks_by_their_inputs():
+    plain = [training_task(i, "plain") for i in range(300)]
+
+    assert {n_inputs(task.data) for task in plain} == {48, 96, 196, 400}
+    assert {w for task in plain for w in task.spec.hidden} == {32, 64, 96, 192, 256}
+
+
+def test_widths_of_test_tasks_are_outside_the_varied_family():
     trained, tested = ({w for t in tasks for w in t.spec.hidden} for tasks in (TRAINING, HELD_OUT))
 
     assert max(trained) == 96
     assert not trained & tested
+
+
+def test_mixed_tasks_take_turns():
+    mixed = [training_task(i, "mixed") for i in range(4)]
+
+    assert mixed[::2] == TRAINING[:2]
+    assert mixed[1::2] == [training_task(i, "plain") for i in range(2)]
+
+
+def test_unknown_family():
+    with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed"):
+        training_task(0, "hard")
 
 
 def test_there_are_24_test_tasks():
@@ -91,9 +110,9 @@ def test_there_are_24_test_tasks():
     assert {task.data.name for task in held_out_tasks("digits")} == {"digits"}
 
 
-@pytest.mark.parametrize("steps", [(100, 1200), (10, 30)])
-def test_lengths_are_spread_over_their_bounds(steps):
-    lengths = sorted(training_task(i, steps).spec.total_steps for i in range(200))
+@pytest.mark.parametrize(("family", "steps"), [("varied", (100, 1200)), ("plain", (100, 800))])
+def test_lengths_are_spread_over_their_bounds(family, steps):
+    lengths = sorted(training_task(i, family).spec.total_steps for i in range(200))
 
     assert steps[0] <= lengths[0] < 1.2 * steps[0]
     assert steps[1] >= lengths[-1] > steps[1] / 1.2

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +46,12 @@ SUMMARY = {
 }
 
 
+def short_task(index: int, family: str) -> Task:
+    """A training task of 5 to 20 steps."""
+    task = training_task(index, family)
+    return replace(task, spec=replace(task.spec, total_steps=5 + index % 16))
+
+
 def train(folder: Path) -> None:
     """Train on tasks of 5 to 20 steps, and write a line for each PPO update."""
     update = OutcomePPO.update
@@ -60,7 +65,7 @@ def train(folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (clone, generalist):
-            patch.setattr(module, "training_task", partial(training_task, steps=(5, 20)))
+            patch.setattr(module, "training_task", short_task)
         patch.setattr(OutcomePPO, "update", logged)
         train_generalist(replace(SETTINGS, output=folder))
 
@@ -141,13 +146,13 @@ def test_a_killed_run_ends_as_one_that_was_not(runs):
     killed, whole, _ = runs
 
     assert updates_taken(whole) == list(range(UPDATES))
-    for name in (EXPORT_NAME, f"{EXPORT_NAME}-clone"):
+    for name in (EXPORT_NAME, f"{EXPORT_NAME}-start"):
         expected, found = (load_file(f / f"{name}.safetensors") for f in (whole, killed))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     last, resumed = (read_state(f / "ppo.pt")["actor"] for f in (whole, killed))
     assert all(torch.equal(last[key], resumed[key]) for key in last)
-    cloned = load_file(whole / f"{EXPORT_NAME}-clone.safetensors")
+    cloned = load_file(whole / f"{EXPORT_NAME}-start.safetensors")
     assert not all(torch.equal(last[key], cloned[key]) for key in cloned)
 
 
@@ -162,13 +167,13 @@ def test_the_export_is_a_policy_with_its_history(runs):
     policy = load_policy(killed / f"{EXPORT_NAME}.json")
 
     measured = policy.card["ratio_to_tuned_expert"]
-    assert set(measured) == {"clone", "ppo"}
+    assert set(measured) == {"start", "ppo"}
     for found in measured.values():
         assert found["selection_tasks"].keys() == found["fresh_tasks"].keys() == SUMMARY.keys()
         assert found["selection_tasks"] != found["fresh_tasks"]
     assert measured["ppo"]["updates"] == UPDATES
     assert 0 <= measured["ppo"]["selected_update"] <= UPDATES
-    clone, ppo = (measured[stage]["selection_tasks"] for stage in ("clone", "ppo"))
+    clone, ppo = (measured[stage]["selection_tasks"] for stage in ("start", "ppo"))
     assert ppo["geometric_mean"] <= clone["geometric_mean"]
     assert measured["ppo"]["hours"] == pytest.approx(
         read_state(killed / "ppo.pt")["spent"] / 3600, abs=1e-3

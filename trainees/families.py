@@ -1,7 +1,7 @@
 """The declared families of training and test tasks, disjoint by their inputs.
 
 Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers; none sees an
-image at full size. Test tasks are MLPs on full-size images.
+image at full size. Held-out tasks are MLPs on full-size images.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
 def held_out_tasks(data: str = "mnist") -> Sequence[Task]:
     """The declared test family of MLPs: 24 trainees on full-size images.
 
-    Input sizes, widths and the deepest are outside the training family, optimizer settings and
-    run lengths partly so.
+    Input sizes are outside the training families; widths, depths, optimizer settings and run
+    lengths partly so.
     """
     return [
         Task(DataSpec(data), MLPSpec(hidden, act, opt, batch, steps, noise), seed=0)
