@@ -36,6 +36,7 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor, cache: list[Tensor] | None = None) -> Tensor:
+        """Map ``(b, t, d)`` to the same shape; a cache holds the past, and t is 1."""
         b, t, d = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
