@@ -86,10 +86,17 @@ def test_plain_tasks_are_disjoint_from_test_tasks_by_their_inputs():
     assert {w for task in plain for w in task.spec.hidden} == {32, 64, 96, 192, 256}
 
 
-def test_widths_of_test_tasks_are_outside_the_varied_family():
-    trained, tested = ({w for t in tasks for w in t.spec.hidden} for tasks in (TRAINING, HELD_OUT))
+@pytest.mark.parametrize("family", ["varied", "plain"])
+def test_widths_and_batch_sizes_of_test_tasks_are_outside_the_training_families(family):
+    trained, tested = (
+        {
+            size
+            for t in tasks
+            for size in (("width", t.spec.hidden[0]), ("batch", t.spec.batch_size))
+        }
+        for tasks in ([training_task(i, family) for i in range(300)], HELD_OUT)
+    )
 
-    assert max(trained) == 96
     assert not trained & tested
 
 
@@ -106,6 +113,7 @@ def test_unknown_family():
 
 
 def test_there_are_24_test_tasks():
+    assert held_out_tasks() == HELD_OUT
     assert len({task.key() for task in HELD_OUT}) == 24
     assert {task.data.name for task in held_out_tasks("digits")} == {"digits"}
 
