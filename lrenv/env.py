@@ -18,8 +18,9 @@ from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
 from lrenv.trainees.base import Trainee
 from lrenv.trainees.families import Task, load_data
-from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
 from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.window import WINDOW, StepWindow
 
 Observation = NDArray[np.float32]
@@ -96,7 +97,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.observation_space = observation_space(preset, self.trainee)
 
     @property
-    def trainee(self) -> MLPTrainee:
+    def trainee(self) -> SingleTrainee:
         """The trainee of the episode."""
         return self._episode.trainee
 
@@ -137,7 +138,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         reward, self._over = float(outcome.rewards), bool(outcome.terminated)
         return self._observation(), reward, self._over, False, info
 
-    def _new_episode(self, seed: int) -> Episode[MLPTrainee]:
+    def _new_episode(self, seed: int) -> Episode[SingleTrainee]:
         trainee = build_trainee(self._task, seed)
         return Episode(trainee, self._preset, self._reward, steps_per_epoch(self._task))
 

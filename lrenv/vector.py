@@ -27,7 +27,7 @@ from lrenv.env import draw_run_seed, observation_space, outcome_info, steps_per_
 from lrenv.episode import Episode
 from lrenv.errors import InputError
 from lrenv.rewards import Reward, build_reward
-from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.registry import build_trainee
 
@@ -40,7 +40,7 @@ Options = dict[str, Any]
 class _Group:
     """Runs in lockstep; a run that is over has no slot."""
 
-    episode: Episode[BatchedMLP]
+    episode: Episode[BatchedTrainee]
     slots: list[int | None]
 
 
@@ -90,9 +90,7 @@ class RunSlots:
             self._drop(slot)
             seed = draw_run_seed(self._generators[slot], options[slot] if options else None)
             task = replace(self._tasks[slot], seed=seed)
-            spec = task.spec
-            shape = (spec.hidden, spec.activation, spec.optimizer.name, spec.batch_size)
-            shapes[task.data, shape, spec.total_steps].append((slot, task))
+            shapes[task.data, task.spec.shape].append((slot, task))
         for members in shapes.values():
             self._start(members)
 
@@ -130,7 +128,7 @@ class RunSlots:
 
     def _start(self, members: Sequence[tuple[int, Task]]) -> None:
         slots, tasks = zip(*members, strict=True)
-        trainee = BatchedMLP(
+        trainee = BatchedTrainee(
             [t.spec for t in tasks], load_data(tasks[0].data), [t.seed for t in tasks]
         )
         per_epoch = steps_per_epoch(tasks[0])

@@ -11,8 +11,10 @@ from lrenv.action import CLASSIC_RANGE, PROBE_LR, START_RATIO
 from lrenv.controller import Controller, run_interval
 from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
-from lrenv.trainees.batched import BatchedMLP
-from lrenv.trainees.mlp import MLPSpec, MLPTrainee, OptimizerSpec
+from lrenv.trainees.batched import BatchedTrainee
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 
 SPEC = MLPSpec((8,), batch_size=8, total_steps=60)
 
@@ -61,7 +63,7 @@ def wavering(n: int) -> Tensor:
 )
 def test_single_and_batched_runs_get_the_same_lrs(tiny_data, preset, optimizer):
     spec = replace(SPEC, optimizer=optimizer)
-    single, batched = MLPTrainee(spec, tiny_data, 5), BatchedMLP([spec], tiny_data, [5])
+    single, batched = SingleTrainee(spec, tiny_data, 5), BatchedTrainee([spec], tiny_data, [5])
     controllers = [Controller(60, t.traits, preset=preset) for t in (single, batched)]
 
     one, many = (
@@ -80,11 +82,11 @@ def test_runs_in_lockstep_do_not_touch_each_other(tiny_data):
         replace(SPEC, optimizer=OptimizerSpec("sgd", momentum), init_scale=scale)
         for momentum, scale in [(0.0, 1.0), (0.9, 2.0)]
     ]
-    together = BatchedMLP(specs, tiny_data, [1, 2])
+    together = BatchedTrainee(specs, tiny_data, [1, 2])
     joint = torch.stack(drive(together, Controller(60, together.traits, 2), wavering(60)), 1)
 
     for run, (spec, seed) in enumerate(zip(specs, [1, 2], strict=True)):
-        alone = BatchedMLP([spec], tiny_data, [seed])
+        alone = BatchedTrainee([spec], tiny_data, [seed])
         lrs = torch.stack(drive(alone, Controller(60, alone.traits), wavering(60)), 1)
         torch.testing.assert_close(joint[run], lrs[0], rtol=1e-3, atol=0)
 

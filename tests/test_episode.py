@@ -5,15 +5,16 @@ import torch
 
 from lrenv.episode import DIVERGED_REWARD, Episode
 from lrenv.rewards import build_reward
-from lrenv.trainees.mlp import MLPSpec, MLPTrainee
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.single import SingleTrainee
 
 
 @pytest.fixture
-def trainee(tiny_data) -> MLPTrainee:
-    return MLPTrainee(MLPSpec((8,), batch_size=16, total_steps=100), tiny_data, 0)
+def trainee(tiny_data) -> SingleTrainee:
+    return SingleTrainee(MLPSpec((8,), batch_size=16, total_steps=100), tiny_data, 0)
 
 
-def start(trainee: MLPTrainee, preset: str) -> Episode[MLPTrainee]:
+def start(trainee: SingleTrainee, preset: str) -> Episode[SingleTrainee]:
     episode = Episode(trainee, preset, build_reward("improvement"), 8.0)
     episode.start()
     return episode

@@ -14,7 +14,7 @@ from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task
-from lrenv.trainees.mlp import OptimizerSpec
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training import evaluate
 from lrenv.training.evaluate import (
     RunRecord,

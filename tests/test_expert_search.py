@@ -9,9 +9,10 @@ import torch
 
 from lrenv.errors import InputError
 from lrenv.policies.experts import schedule
-from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
-from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training import expert_search
 from lrenv.training.expert_search import (
     SearchResult,
@@ -64,12 +65,12 @@ def test_runs_follow_their_schedules(tiny_task):
 
     trained, history = run_schedules(tiny_task, rates)
 
-    assert isinstance(trained, BatchedMLP)
+    assert isinstance(trained, BatchedTrainee)
     assert history.shape == (2, total)
     val_loss, _ = trained.evaluate("val")
 
     for run, lrs in enumerate(rates):
-        trainee = MLPTrainee(tiny_task.spec, load_data(tiny_task.data), tiny_task.seed)
+        trainee = SingleTrainee(tiny_task.spec, load_data(tiny_task.data), tiny_task.seed)
         losses = []
         for lr in lrs:
             losses.append(trainee.backward().item())

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from lrenv.errors import InputError
+from lrenv.trainees.convnet import ConvNetSpec
+from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.families import DataSpec, Task, held_out_tasks, load_data, training_task
-from lrenv.trainees.mlp import MLPSpec, OptimizerSpec
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.text import CHARACTERS
 
 TRAINING = [training_task(i) for i in range(300)]
 HELD_OUT = held_out_tasks()
@@ -51,9 +55,11 @@ def test_tasks_pass_through_json(task):
 
 
 def test_the_key_of_a_task_is_stable():
-    task = Task(DataSpec("digits"), MLPSpec((32,), "tanh", OptimizerSpec("sgd", 0.9)), seed=5)
+    task = Task(
+        DataSpec("digits"), MLPSpec((32,), "tanh", optimizer=OptimizerSpec("sgd", 0.9)), seed=5
+    )
 
-    assert task.key() == "b01cf714250f27c15672"
+    assert task.key() == "00beb469e683789a5083"
 
 
 @pytest.mark.parametrize(
@@ -171,3 +177,63 @@ def test_fewer_examples_are_the_first_ones():
 def test_an_impossible_specification_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         MLPSpec(**changes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ConvNetSpec((4, 8), "tanh", batch_norm=True),
+        DecoderSpec(16, 1, 4, optimizer=OptimizerSpec("sgd", 0.5), lr_multiplier=2.0),
+    ],
+)
+def test_specifications_of_all_models_pass_through_json(spec):
+    task = Task(DataSpec("markov", n_classes=5, context=4), spec, 3)
+
+    assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+def test_runs_in_lockstep_may_differ_in_what_is_not_their_shape():
+    spec = MLPSpec((4,), optimizer=OptimizerSpec("sgd", 0.9))
+    other = MLPSpec(
+        (4,),
+        optimizer=OptimizerSpec("sgd", 0.1, weight_decay=0.1),
+        label_noise=0.1,
+        init_scale=2.0,
+        lr_multiplier=3.0,
+    )
+
+    assert other.shape == spec.shape
+    assert replace(spec, batch_size=3).shape != spec.shape
+
+
+def test_markov_chains_and_text_shift_their_labels_by_one():
+    chain = load_data(DataSpec("markov", n_classes=6, context=5, seed=1))
+    text = load_data(DataSpec("python-docs", context=16, n_train=100))
+
+    assert chain.x_train.shape == (3000, 5)
+    assert text.x_train.shape == (100, 16)
+    for data in (chain, text):
+        assert torch.equal(data.x_train[:, 1:], data.y_train[:, :-1])
+        assert data.y_train.max() < data.n_classes
+    # The continuation of a pair of tokens is predictable, which a model can learn.
+    pairs = chain.x_train[:, -2] * 6 + chain.x_train[:, -1]
+    counts = torch.zeros(36, 6).index_put_((pairs, chain.y_train[:, -1]), torch.ones(3000), True)
+    assert counts.amax(1).sum() / 3000 > 1.5 / 6
+    spelled = "".join(CHARACTERS[i] for i in text.x_train.flatten())
+    assert " the " in spelled
+
+
+def test_topics_of_the_text_are_in_one_split_alone():
+    text = load_data(DataSpec("python-docs", context=32))
+    train, val, test = (
+        {tuple(row) for row in text.split(part)[0].tolist()} for part in ("train", "val", "test")
+    )
+
+    assert len(val & train) < 0.02 * len(val)
+    assert len(test & train) < 0.02 * len(test)
+
+
+@pytest.mark.parametrize("name", ["markov", "python-docs"])
+def test_a_context_is_needed(name):
+    with pytest.raises(InputError, match="a context of at least 1 token, got 0"):
+        load_data(DataSpec(name))

@@ -16,8 +16,10 @@ from lrenv import InputError, LearnedLR, LRScheduleEnv
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.mlp import MLPSpec, MLPTrainee, OptimizerSpec
+from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 
 STEPS = 60
 
@@ -229,7 +231,7 @@ def test_classic_policy_refuses_another_architecture(tmp_path: Path) -> None:
     task = build_task("mlp-mnist-classic")
     from lrenv.trainees.families import load_data
 
-    trainee = MLPTrainee(spec, load_data(task.data), 0)
+    trainee = SingleTrainee(spec, load_data(task.data), 0)
     scheduler = LearnedLR(trainee.optimizer, STEPS, policy)
     loss = trainee.backward()
     trainee.optimizer.step()

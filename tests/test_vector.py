@@ -11,8 +11,8 @@ from lrenv import InputError, LRScheduleEnv
 from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import policy_kwargs
-from lrenv.trainees.mlp import OptimizerSpec
 from lrenv.trainees.registry import build_task
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.vector import LRScheduleVectorEnv
 from lrenv.vector_sb3 import LRScheduleVecEnv
 

@@ -23,19 +23,20 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A classification data set in three disjoint splits.
+    """A classification data set in three disjoint splits; each token of a sequence has a label.
 
     Loads are cached, so the tensors are shared between callers: treat them as read-only.
 
     Attributes:
         name: The label under which results are shown, such as "MNIST-5k".
-        x_train: Inputs to train on, float32 ``(n_train, n_features)``; pixels are in [0, 1].
-        y_train: Labels to train on, int64 ``(n_train,)``.
+        x_train: Inputs to train on, float32 ``(n_train, n_features)``, pixels in [0, 1]; or
+            tokens, int64 ``(n_train, t)``.
+        y_train: Labels to train on, int64 ``(n_train,)``; of tokens ``(n_train, t)``.
         x_val: Inputs to choose by, as ``x_train``.
         y_val: Labels to choose by, as ``y_train``.
         x_test: Inputs for the final report alone, as ``x_train``.
         y_test: Labels for the final report alone, as ``y_train``.
-        n_classes: Number of classes.
+        n_classes: Number of classes, or of tokens.
         image_shape: ``(channels, height, width)`` of a row of inputs, None where it is no image.
         note: One sentence on the origin of the data.
     """
@@ -57,7 +58,7 @@ class Dataset:
 
     @property
     def n_features(self) -> int:
-        """Number of input features."""
+        """Number of input features, or tokens of a sequence."""
         return self.x_train.shape[1]
 
 

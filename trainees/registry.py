@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from lrenv.errors import InputError
 from lrenv.trainees.families import DataSpec, Task, load_data
-from lrenv.trainees.mlp import MLPSpec, MLPTrainee, OptimizerSpec
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 
 CLASSIC_EPOCHS = 100
 _PROJECTION_SEED = 0
@@ -47,8 +49,8 @@ def build_task(
     return TRAINEES[name](total_steps, optimizer or OptimizerSpec("adam"), seed)
 
 
-def build_trainee(task: Task, seed: int | None = None) -> MLPTrainee:
+def build_trainee(task: Task, seed: int | None = None) -> SingleTrainee:
     """Build the trainee of a task, with another seed where one is given."""
     if seed is not None:
         task = replace(task, seed=seed)
-    return MLPTrainee(task.spec, load_data(task.data), task.seed)
+    return SingleTrainee(task.spec, load_data(task.data), task.seed)

@@ -30,8 +30,8 @@ from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.families import Task, load_data
-from lrenv.trainees.mlp import OptimizerSpec
 from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.expert_search import N_PEAKS, run_schedules, search_experts
 from lrenv.training.progress import console, track
 from lrenv.training.report import results_table, write_report

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lrenv.errors import InputError
 from lrenv.policies.experts import TUNED_KINDS, schedule
-from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
-from lrenv.trainees.mlp import OptimizerSpec
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.runfolder import read_json, write_json
 
 N_PEAKS = 13
@@ -116,14 +116,16 @@ def _run_grid(task: Task) -> SearchResult:
     return result
 
 
-def run_schedules(task: Task, schedules: Sequence[Sequence[float]]) -> tuple[BatchedMLP, Tensor]:
+def run_schedules(
+    task: Task, schedules: Sequence[Sequence[float]]
+) -> tuple[BatchedTrainee, Tensor]:
     """Train one run of a task under each schedule, all with the same seed.
 
     Returns:
         The trained runs and the training loss of every step, ``(runs, total_steps)``.
     """
     rates, n_runs = torch.tensor(schedules), len(schedules)
-    trainee = BatchedMLP([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
+    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
     losses = []
     for step in range(task.spec.total_steps):
         losses.append(trainee.backward())

@@ -16,8 +16,9 @@ from lrenv.files import make_folder, write_atomic
 from lrenv.policies.frozen import load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.families import load_data
-from lrenv.trainees.mlp import MLPTrainee, OptimizerSpec
 from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import (
     check_settings,
@@ -69,7 +70,7 @@ def finetune(settings: FinetuneSettings) -> Path:
 
 
 def _train(
-    trainee: MLPTrainee,
+    trainee: SingleTrainee,
     scheduler: LearnedLR,
     losses: list[Tensor],
     settings: FinetuneSettings,
@@ -98,7 +99,9 @@ def _train(
         bar.update(line, completed=settings.total_steps)
 
 
-def _finish(folder: Path, trainee: MLPTrainee, scheduler: LearnedLR, losses: list[Tensor]) -> Path:
+def _finish(
+    folder: Path, trainee: SingleTrainee, scheduler: LearnedLR, losses: list[Tensor]
+) -> Path:
     (train, _), (val, _), (test, accuracy) = (
         trainee.evaluate(split) for split in ("train", "val", "test")
     )

@@ -15,7 +15,7 @@ from lrenv.action import MAX_CHANGE
 from lrenv.controller import Controller, run_interval
 from lrenv.observation import FEATURES, ScaleFreeObserver
 from lrenv.policies.network import Head
-from lrenv.trainees.batched import BatchedMLP
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
 
 VALIDATE_EVERY = 4
@@ -72,7 +72,7 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
         choose: The policy.
         mask: Signals that each run is given, ``(r, f)``; all by default.
     """
-    trainee = BatchedMLP([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
+    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
     controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
     observer = controller.observer
     assert isinstance(observer, ScaleFreeObserver)

@@ -1,4 +1,4 @@
-"""Single MLPs: initial weights, order of the data, label noise, state."""
+"""Single trainees: initial weights, order of the data, label noise, state."""
 
 from dataclasses import replace
 
@@ -7,20 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrenv.trainees.mlp import (
-    MLPSpec,
-    MLPTrainee,
-    OptimizerSpec,
-    batch_order,
-    initial_parameters,
-    noisy_labels,
-)
+from lrenv.errors import InputError
+from lrenv.trainees.convnet import ConvNetSpec
+from lrenv.trainees.data import load_dataset, teacher_dataset
+from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec, batch_order, initial_model, noisy_labels
+from lrenv.trainees.text import markov_dataset
 
 SPEC = MLPSpec((7, 5), batch_size=16, total_steps=50)
 
 
-def test_initial_parameters_are_those_of_linear_layers(tiny_data):
-    params = initial_parameters(replace(SPEC, hidden=(400,), init_scale=2.0), tiny_data, 0)
+def test_initial_weights_are_those_of_linear_layers(tiny_data):
+    spec = replace(SPEC, hidden=(400,), init_scale=2.0)
+    params = list(initial_model(spec, tiny_data, 0).parameters())
 
     assert [tuple(p.shape) for p in params] == [(400, 6), (400,), (3, 400), (3,)]
     for param, n_in in zip(params, (6, 6, 400, 400), strict=True):
@@ -28,11 +29,20 @@ def test_initial_parameters_are_those_of_linear_layers(tiny_data):
     assert params[0].std().item() == pytest.approx(2 * (3 * 6) ** -0.5, rel=0.05)
 
 
-def test_initial_parameters_follow_the_seed(tiny_data):
-    first, again, other = (initial_parameters(SPEC, tiny_data, seed) for seed in (1, 1, 2))
+@pytest.mark.parametrize("spec", [SPEC, DecoderSpec(8, 1, 2), ConvNetSpec((3,), batch_norm=True)])
+def test_initial_weights_follow_the_seed(tiny_data, spec):
+    data = {
+        "mlp": tiny_data,
+        "decoder": markov_dataset(5, 4, 0, 50),
+        "convnet": load_dataset("digits"),
+    }[spec.kind]
+    torch.manual_seed(0)
+    first, again, other = (initial_model(spec, data, seed).state_dict() for seed in (1, 1, 2))
 
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        norm = "norm" in name or (spec.kind == "convnet" and name.startswith("2."))
+        assert torch.equal(value, other[name]) == norm
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 40), st.integers(0, 99))
@@ -63,14 +73,14 @@ def test_state_goes_on_where_it_stopped(tiny_data, tmp_path, optimizer):
     spec = replace(SPEC, optimizer=optimizer)
     lr = torch.tensor([0.01])
 
-    def go(trainee: MLPTrainee, n: int) -> list[float]:
+    def go(trainee: SingleTrainee, n: int) -> list[float]:
         losses = []
         for _ in range(n):
             losses.append(trainee.backward().item())
             trainee.update(lr)
         return losses
 
-    stopped, resumed = MLPTrainee(spec, tiny_data, 1), MLPTrainee(spec, tiny_data, 1)
+    stopped, resumed = SingleTrainee(spec, tiny_data, 1), SingleTrainee(spec, tiny_data, 1)
     go(stopped, 20)
     torch.save(stopped.state_dict(), tmp_path / "state.pt")
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -88,3 +98,27 @@ def test_optimizers_have_the_settings_asked_for(name):
         assert group["momentum"] == 0.8
     else:
         assert group["betas"] == (0.8, 0.97)
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(InputError, match=r"sgd, adam.* adamw, rmsprop; got 'lion'"):
+        OptimizerSpec("lion")
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "message"),
+    [
+        (ConvNetSpec(), "teacher", "Expected images for a convolutional network, teacher-6f-3c"),
+        (ConvNetSpec((2,) * 4), "digits", "at least 16 pixels a side for 4 poolings, got 8x8"),
+        (DecoderSpec(), "digits", "Expected tokens for a decoder, digits has none"),
+    ],
+)
+def test_models_refuse_data_of_another_kind(spec, data, message):
+    data = teacher_dataset(6, 3, 30, 0) if data == "teacher" else load_dataset(data)
+    with pytest.raises(InputError, match=message):
+        spec.build(data)
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(InputError, match="heads that divide the width, got 3 and 32"):
+        DecoderSpec(32, heads=3)

@@ -1,0 +1,101 @@
+"""One trainee in plain torch: a module, ``torch.optim``, autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrenv.observation import OptimizerTraits, traits_of
+from lrenv.trainees.base import Split
+from lrenv.trainees.data import Dataset
+from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
+
+_EVALUATED = 1000  # examples in one pass, for the sake of memory
+
+
+class SingleTrainee:
+    """One run of a model.
+
+    Args:
+        spec: The specification.
+        dataset: The data set.
+        seed: Seed of the weights, the order of the data and the label noise.
+    """
+
+    n_runs = 1
+
+    def __init__(self, spec: RunSpec, dataset: Dataset, seed: int) -> None:
+        self.spec, self.dataset = spec, dataset
+        self.model = initial_model(spec, dataset, seed)
+        self.optimizer = spec.optimizer.build(self.model.parameters())
+        self._params = list(self.model.parameters())
+        n_train = len(dataset.x_train)
+        self._order = batch_order(n_train, spec.batch_size, spec.total_steps, seed)
+        self._labels = noisy_labels(dataset.y_train, dataset.n_classes, spec.label_noise, seed)
+        self._step = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run in optimizer steps."""
+        return self.spec.total_steps
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """What a policy is told of the optimizer."""
+        return traits_of(self.optimizer)
+
+    def parameters(self) -> Sequence[Tensor]:
+        """Return the parameters, ``(1, ...)`` each, sharing memory with the model's."""
+        return [p.detach()[None] for p in self._params]
+
+    def gradients(self) -> Sequence[Tensor]:
+        """Return the gradients, ``(1, ...)`` each."""
+        return [p.grad[None] for p in self._params if p.grad is not None]
+
+    def backward(self) -> Tensor:
+        """Compute gradients on the next batch and return its loss, ``(1,)``."""
+        index = self._order[self._step]
+        self._step += 1
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.dataset.x_train[index]), self._labels[index])
+        loss.backward()
+        return loss.detach()[None]
+
+    def update(self, lr: Tensor) -> None:
+        """Take an optimizer step at learning rate ``(1,)``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(lr) * self.spec.lr_multiplier
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return model, optimizer and position in the data as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._step = state["step"]
+
+    @torch.no_grad()
+    def evaluate(self, split: Split, n_examples: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean loss and accuracy on a split, ``(1,)`` each; training labels are clean.
+
+        Args:
+            split: The split.
+            n_examples: Read only that many examples, the first ones.
+        """
+        x, y = (part[:n_examples] for part in self.dataset.split(split))
+        self.model.eval()
+        logits = torch.cat([self.model(part) for part in x.split(_EVALUATED)])
+        self.model.train()
+        accuracy = (logits.argmax(1) == y).to(logits).mean()
+        return F.cross_entropy(logits, y)[None], accuracy[None]

@@ -1,0 +1,158 @@
+"""What defines a run of a trainee, but for its data set, seed and LR."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrenv.errors import InputError
+from lrenv.trainees.data import Dataset
+
+if TYPE_CHECKING:
+    from lrenv.trainees.stacked import StackedModel
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
+"""``"rmsprop"`` is for tests: no policy is trained on it."""
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """The optimizer of a trainee; its LR is not part of it.
+
+    Attributes:
+        name: A key of ``OPTIMIZERS``.
+        momentum: Momentum of SGD and RMSprop, β₁ of Adam.
+        beta2: β₂ of Adam, α of RMSprop.
+        weight_decay: Added to the gradient, or decoupled (AdamW).
+    """
+
+    name: str = "adam"
+    momentum: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise InputError(
+                f"Expected an optimizer among {', '.join(OPTIMIZERS)}; got {self.name!r}."
+            )
+
+    def build(self, params: Any, lr: float = 1e-3) -> torch.optim.Optimizer:
+        """Make the torch optimizer, at an LR that whoever drives the trainee replaces."""
+        kwargs: dict[str, Any] = {"weight_decay": self.weight_decay, "lr": lr}
+        if self.name in ("adam", "adamw"):
+            kwargs["betas"] = (self.momentum, self.beta2)
+        else:
+            kwargs["momentum"] = self.momentum
+        if self.name == "rmsprop":
+            kwargs["alpha"] = self.beta2
+        return OPTIMIZERS[self.name](params, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(ABC):
+    """What the runs of all models have in common; a model adds its shape.
+
+    Attributes:
+        optimizer: The optimizer.
+        batch_size: Examples in a batch.
+        total_steps: Length of the run in optimizer steps.
+        label_noise: Share of training labels replaced by random ones.
+        init_scale: Multiple of torch's initial weights.
+        lr_multiplier: The optimizer's LR is that multiple of the scheduled one.
+    """
+
+    kind: ClassVar[str]
+    optimizer: OptimizerSpec = OptimizerSpec()
+    batch_size: int = 64
+    total_steps: int = 1000
+    label_noise: float = 0.0
+    init_scale: float = 1.0
+    lr_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "total_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+        if getattr(self, "activation", "relu") not in ACTIVATIONS:
+            raise InputError(
+                f"Expected an activation among {', '.join(ACTIVATIONS)}; got {self.activation!r}."  # type: ignore[attr-defined]
+            )
+
+    @abstractmethod
+    def build(self, dataset: Dataset) -> nn.Module:
+        """Make the model for a data set; it maps ``(n, ...)`` to logits ``(n, c, ...)``."""
+
+    @abstractmethod
+    def stack(
+        self, models: Sequence[nn.Module], dtype: torch.dtype, device: torch.device
+    ) -> StackedModel:
+        """Stack models that :meth:`build` made, to be trained in lockstep."""
+
+    @property
+    def shape(self) -> Self:
+        """The specification less what runs in lockstep may differ in."""
+        optimizer = OptimizerSpec(self.optimizer.name)
+        return replace(
+            self, optimizer=optimizer, label_noise=0.0, init_scale=1.0, lr_multiplier=1.0
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON values, with its ``kind``."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+def initial_model(spec: RunSpec, dataset: Dataset, seed: int) -> nn.Module:
+    """Make the model of a run with weights drawn from its seed.
+
+    As torch's Linear and Conv2d do, matrices and the vectors beside them are uniform within
+    ±1/√(inputs); embeddings are normal with variance 1/width; norms stay at 1 and 0. All but
+    norms are multiplied by the specification's scale.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = spec.build(dataset)
+    for module in model.modules():
+        bound = math.nan
+        for param in module.parameters(recurse=False):
+            if isinstance(module, _NORMS):
+                continue
+            if isinstance(module, nn.Embedding):
+                draw = torch.randn(param.shape, generator=generator) * param.shape[1] ** -0.5
+            else:
+                bound = param[0].numel() ** -0.5 if param.ndim > 1 else bound
+                uniform = torch.rand(param.shape, generator=generator, dtype=torch.float32)
+                draw = (2.0 * uniform - 1.0) * bound
+            param.data = draw * spec.init_scale
+    return model
+
+
+def batch_order(n_train: int, batch_size: int, total_steps: int, seed: int) -> Tensor:
+    """Indices of the examples of every batch, ``(total_steps, n)``: shuffled epochs in a row."""
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    n = min(batch_size, n_train)
+    epochs = -(-total_steps * n // n_train)
+    stream = torch.cat([torch.randperm(n_train, generator=generator) for _ in range(epochs)])
+    return stream[: total_steps * n].reshape(total_steps, n)
+
+
+def noisy_labels(labels: Tensor, n_classes: int, share: float, seed: int) -> Tensor:
+    """Replace a share of the labels by uniformly random ones."""
+    if share == 0.0:
+        return labels
+    generator = torch.Generator().manual_seed(seed + 2_000_003)
+    random = torch.randint(n_classes, labels.shape, generator=generator)
+    return torch.where(torch.rand(labels.shape, generator=generator) < share, random, labels)

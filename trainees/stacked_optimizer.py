@@ -1,0 +1,71 @@
+"""Optimizers on stacked parameters, each run with its own settings, as torch.optim defines them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lrenv.observation import OptimizerTraits
+from lrenv.trainees.specs import RunSpec
+
+_EPSILON = 1e-8
+
+
+class StackedOptimizer:
+    """SGD with momentum, Adam, AdamW or RMSprop for runs in lockstep.
+
+    Args:
+        specs: The specification of each run; the name of the optimizer is the same in all.
+        params: The parameters, ``(r, ...)`` each, updated in place.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], params: Sequence[Tensor]) -> None:
+        self._name, self._params = specs[0].optimizer.name, params
+
+        def column(values: Sequence[float]) -> Tensor:
+            return params[0].new_tensor(values)
+
+        self._momentum = column([s.optimizer.momentum for s in specs])
+        self._beta2 = column([s.optimizer.beta2 for s in specs])
+        self._decay = column([s.optimizer.weight_decay for s in specs])
+        self._multiplier = column([s.lr_multiplier for s in specs])
+        self._decays = any(s.optimizer.weight_decay for s in specs)
+        self._first = [torch.zeros_like(p) for p in params]
+        self._second = [] if self._name == "sgd" else [torch.zeros_like(p) for p in params]
+        self._step = 0
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """What a policy is told of the optimizers; nothing of one it does not know."""
+        momentum = self._momentum.float()
+        known = torch.full_like(momentum, float(self._name != "rmsprop"))
+        adaptive = torch.full_like(momentum, float("adam" in self._name))
+        return OptimizerTraits(known, adaptive, momentum * known)
+
+    def step(self, lr: Tensor, grads: Sequence[Tensor]) -> None:
+        """Update all parameters by their gradients at learning rates ``(r,)``."""
+        self._step += 1
+        lr = lr.to(self._multiplier) * self._multiplier
+        for k, (param, grad) in enumerate(zip(self._params, grads, strict=True)):
+            tail = (-1,) + (1,) * (param.ndim - 1)
+            rate, decay, beta1 = (v.view(tail) for v in (lr, self._decay, self._momentum))
+            beta2, first = self._beta2.view(tail), self._first[k]
+            if self._decays and self._name == "adamw":
+                param.mul_(1 - rate * decay)
+            elif self._decays:
+                grad = grad + decay * param
+            if self._name == "sgd":
+                param.addcmul_(first.mul_(beta1).add_(grad), rate, value=-1)
+                continue
+            second = self._second[k].lerp_(grad.square(), (1 - beta2).expand_as(grad))
+            if self._name == "rmsprop":
+                first.mul_(beta1).addcdiv_(grad, second.sqrt().add_(_EPSILON))
+                param.addcmul_(first, rate, value=-1)
+                continue
+            first.lerp_(grad, (1 - beta1).expand_as(grad))
+            correction = (1 - beta2**self._step).sqrt()
+            scale = rate * correction / (1 - beta1**self._step)
+            root = second.sqrt().add_(_EPSILON * correction)
+            param.addcmul_(first.div(root), scale, value=-1)

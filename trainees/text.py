@@ -1,0 +1,96 @@
+"""Data sets of tokens: real English text that comes with Python, and random Markov chains."""
+
+from __future__ import annotations
+
+import platform
+import random
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor
+
+from lrenv.errors import InputError
+from lrenv.trainees.data import SPLIT_SEED, Dataset
+
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+"""The vocabulary of characters; others read as spaces."""
+
+_RANK = 8  # of the random transition logits
+
+
+def python_docs(context: int) -> Dataset:
+    """Characters of the language reference that Python carries, in sequences of ``context``.
+
+    Its topics are split 80/10/10 at random, so that no topic is in two splits.
+
+    Args:
+        context: Tokens of a sequence; the labels are the sequence shifted by one.
+    """
+    _check_context(context)
+    names = sorted(topics)
+    random.Random(SPLIT_SEED).shuffle(names)
+    first, second = round(0.8 * len(names)), round(0.9 * len(names))
+    parts = names[:first], names[first:second], names[second:]
+    index = {character: i for i, character in enumerate(CHARACTERS)}
+    tokens = [
+        torch.tensor([index.get(c, index[" "]) for name in part for c in topics[name]])
+        for part in parts
+    ]
+    rows = [
+        t[: (len(t) - 1) // context * context + 1].unfold(0, context + 1, context) for t in tokens
+    ]
+    note = f"the language reference in Python {platform.python_version()}, characters"
+    return _shifted(rows, "python-docs", len(CHARACTERS), note)
+
+
+def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000) -> Dataset:
+    """Sequences of a random Markov chain of order 2, whose transition logits have rank 8.
+
+    Args:
+        n_tokens: Size of the vocabulary.
+        context: Tokens of a sequence; the labels are the sequence shifted by one.
+        seed: Seed of chain and sequences.
+        n_samples: Sequences, split 60/20/20.
+    """
+    _check_context(context)
+    generator = torch.Generator().manual_seed(seed)
+
+    def factor(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    left, right, out = *factor(2, n_tokens, _RANK), factor(_RANK, n_tokens)
+    steps = [torch.randint(n_tokens, (n_samples,), generator=generator) for _ in range(2)]
+    for _ in range(context - 1):
+        p = torch.softmax((left[steps[-1]] + right[steps[-2]]) @ out * 0.5, 1)
+        steps.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+    rows = torch.stack(steps, 1)
+    n_held = n_samples // 5
+    parts = rows.split([n_samples - 2 * n_held, n_held, n_held])
+    note = f"sequences of a random Markov chain of order 2, seed {seed}"
+    return _shifted(parts, f"markov-{n_tokens}", n_tokens, note)
+
+
+def _check_context(context: int) -> None:
+    if context < 1:
+        raise InputError(f"Expected a context of at least 1 token, got {context}.")
+
+
+def _shifted(
+    parts: list[Tensor] | tuple[Tensor, ...], name: str, n_classes: int, note: str
+) -> Dataset:
+    """Split sequences ``(n, t + 1)`` into inputs and labels, ``(n, t)`` each."""
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
+        (rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in parts
+    )
+    return Dataset(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_val=x_val,
+        y_val=y_val,
+        x_test=x_test,
+        y_test=y_test,
+        n_classes=n_classes,
+        image_shape=None,
+        note=note,
+    )
