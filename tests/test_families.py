@@ -13,6 +13,7 @@ from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.families import DataSpec, Task, held_out_tasks, load_data, training_task
 from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.text import CHARACTERS
 
@@ -113,8 +114,22 @@ def test_mixed_tasks_take_turns():
     assert mixed[1::2] == [training_task(i, "plain") for i in range(2)]
 
 
+def test_general_tasks_are_of_all_models_and_disjoint_from_test_tasks():
+    tasks = [training_task(i, "general") for i in range(160)]
+    kinds = [task.spec.kind for task in tasks]
+
+    assert {kind: kinds.count(kind) for kind in kinds} == {"mlp": 80, "convnet": 40, "decoder": 40}
+    assert len({task.key() for task in tasks}) == 160
+    assert {t.data.name for t in tasks} == {"mnist-5k", "teacher", "markov", "python-docs"}
+    assert all(t.data.size or t.data.projection for t in tasks if t.data.name == "mnist-5k")
+    assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
+    for task in tasks[1:6]:
+        trainee = build_trainee(task)
+        assert trainee.backward().isfinite()
+
+
 def test_unknown_family():
-    with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed"):
+    with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed, "):
         training_task(0, "hard")
 
 
@@ -124,7 +139,15 @@ def test_there_are_24_test_tasks():
     assert {task.data.name for task in held_out_tasks("digits")} == {"digits"}
 
 
-@pytest.mark.parametrize(("family", "steps"), [("varied", (100, 1200)), ("plain", (100, 800))])
+@pytest.mark.parametrize(
+    ("family", "steps"),
+    [
+        ("varied", (100, 1200)),
+        ("plain", (100, 800)),
+        ("convnet", (100, 5000)),
+        ("decoder", (100, 5000)),
+    ],
+)
 def test_lengths_are_spread_over_their_bounds(family, steps):
     lengths = sorted(training_task(i, family).spec.total_steps for i in range(200))
 

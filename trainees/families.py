@@ -1,7 +1,9 @@
 """The declared families of training and test tasks, disjoint by their inputs.
 
-Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers; none sees an
-image at full size. Held-out tasks are MLPs on full-size images.
+Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers, convolutional
+networks on down-sampled MNIST-5k, and decoders on characters of the Python reference and on Markov
+chains; none sees an image at full size, Fashion-MNIST or digits. Held-out tasks are MLPs on
+full-size images.
 """
 
 from __future__ import annotations
@@ -159,12 +161,86 @@ def _plain(index: int) -> Task:
     return Task(data, spec, seed=index)
 
 
+def _convnet(index: int) -> Task:
+    """Convolutional networks with and without batch norm; long runs are of small ones."""
+    draw = random.Random(f"convnet-{index}")
+    steps = _draw_steps(draw)
+    shapes = (
+        ((4, 8), (8, 8), (8, 16)) if steps > _LONG else ((4, 8), (8, 16), (16, 16), (8, 16, 32))
+    )
+    spec = ConvNetSpec(
+        channels=draw.choice(shapes),
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        batch_norm=draw.random() < 0.5,
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32) if steps > _LONG else (16, 32, 64)),
+        total_steps=steps,
+        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.3))),
+        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+    )
+    size, n_train = draw.choice((8, 10, 14)), draw.choice((0, 0, 0, 600, 1500))
+    return Task(DataSpec("mnist-5k", size=size, n_train=n_train), spec, seed=index)
+
+
+def _decoder(index: int) -> Task:
+    """Small decoders on characters of text and on Markov chains; long runs are of small ones."""
+    draw = random.Random(f"decoder-{index}")
+    steps = _draw_steps(draw)
+    spec = DecoderSpec(
+        width=draw.choice((16, 32) if steps > _LONG else (16, 32, 48, 64)),
+        layers=draw.choice((1, 2) if steps > _LONG else (1, 2, 3)),
+        heads=draw.choice((2, 4)),
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((4, 8) if steps > _LONG else (4, 8, 16)),
+        total_steps=steps,
+        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+    )
+    context, seed = draw.choice((8, 16, 24)), draw.randrange(8)
+    n_train = draw.choice((0, 0, 1000))
+    if draw.random() < 0.5:
+        data = DataSpec("python-docs", context=context, n_train=n_train)
+    else:
+        n_tokens = draw.choice((8, 16, 32))
+        data = DataSpec("markov", n_classes=n_tokens, context=context, n_train=n_train, seed=seed)
+    return Task(data, spec, seed=index)
+
+
+def _long(index: int) -> Task:
+    """Small MLPs, of which the longest runs are."""
+    draw = random.Random(f"long-{index}")
+    spec = MLPSpec(
+        hidden=(draw.choice((16, 32, 64)),) * draw.choice((1, 2)),
+        activation=draw.choice(("relu", "tanh", "gelu")),
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32)),
+        total_steps=_draw_steps(draw),
+        label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
+        lr_multiplier=10 ** draw.uniform(-1, 1),
+    )
+    return Task(_draw_data(draw), spec, seed=index)
+
+
+def _take_turns(*families: Callable[[int], Task]) -> Callable[[int], Task]:
+    return lambda index: families[index % len(families)](index // len(families))
+
+
+_mixed = _take_turns(_varied, _plain)
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": _varied,
     "plain": _plain,
-    "mixed": lambda index: (_plain if index % 2 else _varied)(index // 2),
+    "mixed": _mixed,
+    "convnet": _convnet,
+    "decoder": _decoder,
+    "general": _take_turns(_mixed, _convnet, _decoder, _long),
 }
-"""Families of training tasks; ``"mixed"`` takes turns between the other two."""
+"""Families of training tasks; ``"mixed"`` and ``"general"`` take turns between others."""
+
+_LONG = 1000
+"""Optimizer steps above which models are small, for the sake of the time the experts take."""
+
+
+def _draw_steps(draw: random.Random) -> int:
+    return round(math.exp(draw.uniform(math.log(100), math.log(5000))))
 
 
 def _draw_data(draw: random.Random) -> DataSpec:
