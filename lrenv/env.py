@@ -140,7 +140,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _new_episode(self, seed: int) -> Episode[SingleTrainee]:
         trainee = build_trainee(self._task, seed)
-        return Episode(trainee, self._preset, self._reward, steps_per_epoch(self._task))
+        return Episode(trainee, self._preset, [self._reward], steps_per_epoch(self._task))
 
     def _observation(self) -> Observation:
         return self._episode.observation()[0].numpy().astype(np.float32, copy=False)

@@ -7,6 +7,7 @@ Shape legend: r runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -53,12 +54,14 @@ class Episode(Generic[T]):
     Args:
         trainee: One run or several in lockstep; fresh.
         preset: Preset of observation and action.
-        reward: The reward.
+        rewards: The reward of each run.
         steps_per_epoch: Optimizer steps in a pass over the training data.
     """
 
-    def __init__(self, trainee: T, preset: Preset, reward: Reward, steps_per_epoch: float) -> None:
-        self.trainee, self._reward, self._per_epoch = trainee, reward, steps_per_epoch
+    def __init__(
+        self, trainee: T, preset: Preset, rewards: Sequence[Reward], steps_per_epoch: float
+    ) -> None:
+        self.trainee, self._rewards, self._per_epoch = trainee, rewards, steps_per_epoch
         self.controller = Controller(
             trainee.total_steps, trainee.traits, trainee.n_runs, preset=preset
         )
@@ -77,8 +80,8 @@ class Episode(Generic[T]):
         last = self.controller.observer.window.loss[:, -1]
         diverged = self._unfit | ~val.isfinite() | (last > DIVERGED_FACTOR * self._first_loss)
         rewards = [
-            DIVERGED_REWARD if over else self._reward(self._context(row, val))
-            for row, over in enumerate(diverged.tolist())
+            DIVERGED_REWARD if over else reward(self._context(row, val))
+            for row, (reward, over) in enumerate(zip(self._rewards, diverged.tolist(), strict=True))
         ]
         self._best_val = torch.fmin(self._best_val, val)
         return Outcome(

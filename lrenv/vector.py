@@ -10,7 +10,7 @@ Shape legend: e environments, n size of an observation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,9 @@ class RunSlots:
         tasks: The task of each slot; its seed is replaced at every reset.
         preset: Preset of observation and action.
         reward: Name of a reward, or a function from ``RewardContext`` to a float.
-        reference: The tuned expert's validation loss, for the reward ``"outcome"``.
+        reference: The tuned expert's validation loss, for the reward ``"outcome"``: a number for
+            all, or a function of the task with the run's seed, such as ``lambda task:
+            search_experts(task).reference``.
     """
 
     def __init__(
@@ -59,14 +61,16 @@ class RunSlots:
         tasks: Sequence[Task],
         preset: Preset = "scale-free",
         reward: str | Reward = "smoothness",
-        reference: float | None = None,
+        reference: float | Callable[[Task], float] | None = None,
     ) -> None:
         if not tasks:
             raise InputError("Expected at least one task, got none; name a task a slot.")
         self._tasks, self._preset = list(tasks), preset
-        self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
+        self._reward, self._reference = reward, reference
         self._generators = [seeding.np_random()[0] for _ in tasks]
         self._groups: list[_Group] = []
+        if not callable(reference):
+            self._reward_of(tasks[0])  # refuses an unknown reward at once
         spaces = {observation_space(preset, build_trainee(task)).shape for task in tasks}
         if len(spaces) > 1:
             raise InputError(
@@ -126,13 +130,19 @@ class RunSlots:
             group.slots = [None if s == slot else s for s in group.slots]
         self._groups = [g for g in self._groups if any(s is not None for s in g.slots)]
 
+    def _reward_of(self, task: Task) -> Reward:
+        if not isinstance(self._reward, str):
+            return self._reward
+        reference = self._reference(task) if callable(self._reference) else self._reference
+        return build_reward(self._reward, reference)
+
     def _start(self, members: Sequence[tuple[int, Task]]) -> None:
         slots, tasks = zip(*members, strict=True)
         trainee = BatchedTrainee(
             [t.spec for t in tasks], load_data(tasks[0].data), [t.seed for t in tasks]
         )
         per_epoch = steps_per_epoch(tasks[0])
-        episode = Episode(trainee, self._preset, self._reward, per_epoch)
+        episode = Episode(trainee, self._preset, [self._reward_of(t) for t in tasks], per_epoch)
         episode.start()
         self.observations[list(slots)] = episode.observation().numpy()
         self._groups.append(_Group(episode, list(slots)))

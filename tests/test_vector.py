@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -11,6 +13,7 @@ from lrenv import InputError, LRScheduleEnv
 from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import policy_kwargs
+from lrenv.trainees.families import Task, training_task
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.vector import LRScheduleVectorEnv
@@ -119,3 +122,39 @@ def test_sb3_ppo_runs_on_it() -> None:
 def test_no_tasks() -> None:
     with pytest.raises(InputError, match="Expected at least one task"):
         LRScheduleVectorEnv([])
+
+
+def test_the_outcome_is_related_to_each_tasks_own_reference() -> None:
+    asked = []
+
+    def reference(task: Task) -> float:
+        asked.append(task)
+        return 0.5 + task.seed
+
+    tasks = make_tasks()
+    vector = LRScheduleVectorEnv(tasks, reward="outcome", reference=reference)
+    vector.reset(seed=0, options={"trainee_seed": [0, 1, 2, 3]})
+    assert sorted(t.seed for t in asked) == [0, 1, 2, 3]
+    assert {t.spec for t in asked} == {t.spec for t in tasks}
+
+    earned: dict[int, float] = {}
+    while len(earned) < len(tasks):
+        _, rewards, dones, _, infos = vector.step(np.zeros((4, 1), np.float32))
+        for slot in np.flatnonzero(dones).tolist():
+            expected = -np.log(infos["val_loss"][slot] / (0.5 + slot))
+            earned.setdefault(slot, rewards[slot])
+            assert rewards[slot] == pytest.approx(expected, rel=1e-5)
+        assert (rewards[~dones] == 0).all()
+
+
+def test_models_of_all_kinds_stand_side_by_side() -> None:
+    tasks = [training_task(i, "general") for i in range(8)]
+    tasks = [replace(t, spec=replace(t.spec, total_steps=30)) for t in tasks]
+    vector = LRScheduleVectorEnv(tasks)
+    vector.reset(seed=0)
+
+    for _ in range(20):
+        _, rewards, _, _, infos = vector.step(np.zeros((8, 1), np.float32))
+        assert np.isfinite(rewards).all()
+    assert {t.spec.kind for t in tasks} == {"mlp", "convnet", "decoder"}
+    assert (infos["step"] > 0).all()
