@@ -2,14 +2,18 @@
 
 Every figure is a ratio within one run of this script, one thread each side: runs in lockstep with
 all statistics on against (a) the same trainee in a plain torch loop without any environment, (b)
-stable-baselines3's SubprocVecEnv over single environments on two cores, and (d) the machine's own
-matrix-multiplication peak, counted in the forward and backward arithmetic of the trainee. Writes
-one table and one JSON file.
+stable-baselines3's SubprocVecEnv over single environments on two cores, (c) where its Python is
+given, DACBench's SGD environment on an MLP and batch of the same size, and (d) the machine's own
+matrix-multiplication peak, counted in the forward and backward arithmetic of an MLP. The policy's
+share is that of an untrained actor in a rollout. Writes one table and one JSON file.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +29,15 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from lrenv.controller import Controller, run_interval
 from lrenv.env import LRScheduleEnv
-from lrenv.trainees.batched import BatchedMLP
+from lrenv.observation import FEATURES
+from lrenv.policies.network import Head
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
-from lrenv.trainees.mlp import OptimizerSpec
-from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.registry import TRAINEES, build_task, build_trainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.progress import console, track
+from lrenv.training.rollout import NetworkChoice
 from lrenv.training.runfolder import write_json
 
 _LR = 1e-3
@@ -39,7 +47,7 @@ _LR = 1e-3
 class Settings:
     """Settings of the benchmark."""
 
-    trainees: tuple[str, ...] = ("mlp-mnist-classic", "mlp-mnist")
+    trainees: tuple[str, ...] = tuple(TRAINEES)
     """Trainees, by name."""
     optimizers: tuple[str, ...] = ("sgd", "adam")
     """Optimizers."""
@@ -49,6 +57,9 @@ class Settings:
     """Length of a run, which sets how many of its steps are measured."""
     seconds: float = 2.0
     """Time for each figure, at least."""
+    dacbench_python: Path | None = None
+    """Python of an environment with DACBench, see dacbench_speed.py; leaves that column out if
+    None."""
     output: Path = Path("runs/env_speed.json")
     """Where the figures go."""
 
@@ -57,31 +68,19 @@ def main(settings: Settings) -> None:
     """Measure, print the table, write the JSON file."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    rates = dacbench(settings.dacbench_python, settings.seconds)
     rows = []
     for name in settings.trainees:
         for optimizer in settings.optimizers:
             task = build_task(name, settings.total_steps, OptimizerSpec(optimizer))
             base = {"trainee": name, "optimizer": optimizer, "plain": plain_loop(task, settings)}
             base["subproc"] = subproc(name, optimizer, settings)
+            if optimizer == "sgd" and name in rates:
+                base["dacbench"] = rates[name]
             for n_runs in track(settings.batches, f"{name}, {optimizer}"):
                 rows.append({**base, "runs": n_runs, **lockstep(task, n_runs, settings)})
     write_json(settings.output, rows)
-    table = Table("trainee", "runs", "steps/s", "× plain", "× subproc", "of peak", "f/b", "opt.")
-    for column in ("stats", "MB/run"):
-        table.add_column(column)
-    for row in rows:
-        speed = row["steps_per_s"]
-        shares = [f"{row[k]:.0%}" for k in ("peak_share", "compute", "optimizer_share", "stats")]
-        table.add_row(
-            f"{row['trainee']}, {row['optimizer']}",
-            str(row["runs"]),
-            f"{speed:.0f}",
-            f"{speed / row['plain']:.2f}",
-            f"{speed / row['subproc']:.1f}",
-            *shares,
-            f"{row['megabytes']:.2f}",
-        )
-    console.print(table)
+    console.print(_table(rows))
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -125,6 +124,16 @@ def subproc(trainee: str, optimizer: str, settings: Settings) -> float:
     return speed
 
 
+def dacbench(python: Path | None, seconds: float) -> dict[str, float]:
+    """Optimizer steps a second of DACBench's SGD environment, by trainee; none without a Python."""
+    if python is None:
+        return {}
+    script = str(Path(__file__).with_name("dacbench_speed.py"))
+    command = [str(python), "-W", "ignore", script, "--seconds", str(2 * seconds)]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {row["trainee"]: row["steps_per_s"] for row in map(json.loads, lines.splitlines())}
+
+
 def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
     """Figures of ``n_runs`` runs in lockstep."""
     before = _resident()
@@ -145,31 +154,39 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
         return steps * n_runs
 
     compute, optimizer = (rate(work, settings.seconds / 2) for work in (backward, update))
-    whole = _with_statistics(task, n_runs, settings.seconds)
+    whole, policy = _with_statistics(task, n_runs, settings.seconds)
+    spec = task.spec
+    peak = matmul_peak(settings.seconds / 4) if isinstance(spec, MLPSpec) else math.nan
     return {
         "steps_per_s": whole,
-        "peak_share": whole * _arithmetic(task) / matmul_peak(settings.seconds / 4),
+        "peak_share": whole * _arithmetic(spec, task) / peak if isinstance(spec, MLPSpec) else peak,
         "compute": whole / compute,
         "optimizer_share": whole / optimizer,
         "stats": 1 - whole / compute - whole / optimizer,
+        "policy": policy,
         "megabytes": memory,
     }
 
 
-def _with_statistics(task: Task, n_runs: int, seconds: float) -> float:
-    done, spent = 0, 0.0
+def _with_statistics(task: Task, n_runs: int, seconds: float) -> tuple[float, float]:
+    """Optimizer steps a second without the policy, and the policy's share of a rollout."""
+    done, spent, deciding = 0, 0.0, 0.0
     while spent < seconds:
         trainee = _batch(task, n_runs)
         controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
+        choose = NetworkChoice(Head("scale-free", len(FEATURES)))
         began = time.perf_counter()
         while not controller.done and time.perf_counter() - began < 8 * seconds:
             run_interval(trainee, controller)
             controller.close()
             if controller.deciding:
+                asked = time.perf_counter()
+                choose(controller.observer.tokens[-1], controller)
+                deciding += time.perf_counter() - asked
                 controller.act(torch.zeros(n_runs))
         spent += time.perf_counter() - began
         done += controller.step * n_runs
-    return done / spent
+    return done / (spent - deciding), deciding / spent
 
 
 def matmul_peak(seconds: float) -> float:
@@ -183,19 +200,44 @@ def matmul_peak(seconds: float) -> float:
     return rate(work, seconds) * 2 * 1024**3
 
 
-def _arithmetic(task: Task) -> float:
+def _arithmetic(spec: MLPSpec, task: Task) -> float:
     """Operations in the products of a step: forward, and both gradients but the inputs' own."""
-    data, spec = load_data(task.data), task.spec
+    data = load_data(task.data)
     sizes = [a * b for a, b in pairwise((data.n_features, *spec.hidden, data.n_classes))]
     return 2.0 * spec.batch_size * (3 * sum(sizes) - sizes[0])
 
 
-def _batch(task: Task, n_runs: int) -> BatchedMLP:
-    return BatchedMLP([task.spec] * n_runs, load_data(task.data), list(range(n_runs)))
+def _batch(task: Task, n_runs: int) -> BatchedTrainee:
+    return BatchedTrainee([task.spec] * n_runs, load_data(task.data), list(range(n_runs)))
 
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("trainee", "runs", "steps/s", "× plain", "× subproc", "of peak", "f/b", "opt.")
+    for column in ("stats", "policy", "MB/run"):
+        table.add_column(column)
+    compares = any("dacbench" in row for row in rows)
+    if compares:
+        table.add_column("× DACBench")
+    for row in rows:
+        speed = row["steps_per_s"]
+        shares = ("peak_share", "compute", "optimizer_share", "stats", "policy")
+        cells = ["–" if math.isnan(row[k]) else f"{row[k]:.0%}" for k in shares]
+        cells.append(f"{row['megabytes']:.2f}")
+        if compares:
+            cells.append(f"{speed / row['dacbench']:.1f}" if "dacbench" in row else "–")
+        table.add_row(
+            f"{row['trainee']}, {row['optimizer']}",
+            str(row["runs"]),
+            f"{speed:.0f}",
+            f"{speed / row['plain']:.2f}",
+            f"{speed / row['subproc']:.1f}",
+            *cells,
+        )
+    return table
 
 
 if __name__ == "__main__":

@@ -100,9 +100,10 @@ def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
     Returns:
         One value a run, ``(r,)``.
     """
-    product = (theta * grad).abs()
-    unit = product.amax(1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
-    return ((product / unit).pow(4) * strides).sum(1).sqrt() * unit[:, 0].square()
+    product = theta * grad
+    unit = product.abs().amax(1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
+    fourth = product.div_(unit).square_().square_()
+    return fourth.mul_(strides).sum(1).sqrt() * unit[:, 0].square()
 
 
 class StepMeter:
@@ -120,11 +121,12 @@ class StepMeter:
         self._least_norm = 0.0
         self._start: Tensor | None = None
         self._theta: Tensor | None = None
-        self._last: tuple[int, Tensor, Tensor] | None = None
+        # step, gradient, its norm, update, its norm
+        self._last: tuple[int, Tensor, Tensor, Tensor, Tensor] | None = None
         self._norms = torch.empty(0)
         self._lc = torch.empty(0)
         self._cosines: tuple[Tensor, Tensor, Tensor] | None = None
-        self._grad = torch.empty(0)
+        self._grad, self._grad_norm = torch.empty(0), torch.empty(0)
         self._step = -1
 
     def before(self, step: int, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
@@ -154,8 +156,9 @@ class StepMeter:
             ],
             1,
         )
-        self._cosines = self._measure_cosines(step, grad)
         self._theta, self._grad, self._step = theta, grad, step
+        self._grad_norm = self._layer_squares(grad).sum(1).sqrt()
+        self._cosines = self._measure_cosines()
 
     def after(self, params: Sequence[Tensor]) -> StepStats:
         """Read the parameters behind the optimizer step and return its statistics."""
@@ -166,7 +169,7 @@ class StepMeter:
         update = now - self._theta
         theta_sq, update_sq = self._layer_squares(self._theta), self._layer_squares(update)
         param_norm, update_norm = theta_sq.sum(1).sqrt(), update_sq.sum(1).sqrt()
-        self._last = (self._step, self._grad, update)
+        self._last = (self._step, self._grad, self._grad_norm, update, update_norm)
         size = param_norm.clamp_min(self._least_norm)
         return StepStats(
             grad_norm=self._norms,
@@ -228,22 +231,24 @@ class StepMeter:
         weighted = sample.square() * self._strides
         return torch.stack([part.sum(1) for part in weighted.split(self._widths, 1)], 1)
 
-    def _measure_cosines(self, step: int, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._last is None or self._last[0] != step - 1:
-            nothing = grad.new_full((grad.shape[0],), torch.nan)
+    def _measure_cosines(self) -> tuple[Tensor, Tensor, Tensor]:
+        grad, norm = self._grad, self._grad_norm
+        if self._last is None or self._last[0] != self._step - 1:
+            nothing = torch.full_like(norm, torch.nan)
             return nothing, nothing, nothing
-        _, last_grad, last_update = self._last
-        descent = -last_update
+        _, last_grad, last_norm, update, update_norm = self._last
+        descent = update * -self._strides
         return (
-            self._cosine(grad, descent),
-            self._cosine(last_grad, descent),
-            self._cosine(grad, last_grad),
+            _dot(grad, descent) / (norm * update_norm + _TINY),
+            _dot(last_grad, descent) / (last_norm * update_norm + _TINY),
+            _dot(grad, last_grad * self._strides) / (norm * last_norm + _TINY),
         )
 
-    def _cosine(self, a: Tensor, b: Tensor) -> Tensor:
-        dot = (a * b * self._strides).sum(1)
-        norms = (a.square() * self._strides).sum(1) * (b.square() * self._strides).sum(1)
-        return dot / (norms.sqrt() + _TINY)
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of the rows of two samples, ``(r,)``."""
+    dot: Tensor = torch.linalg.vecdot(a, b)
+    return dot
 
 
 def _stride(count: int, row: int) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lrenv.errors import InputError
+from lrenv.trainees.convnet import ConvNetSpec
+from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.families import DataSpec, Task, load_data
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.single import SingleTrainee
@@ -27,9 +29,25 @@ def mlp_mnist_classic(total_steps: int, optimizer: OptimizerSpec, seed: int) -> 
     return Task(DataSpec("mnist", projection=48, seed=_PROJECTION_SEED), spec, seed)
 
 
+def convnet_mnist(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """Two convolutions of 8 and 16 channels with batch norm, on MNIST, batches of 32."""
+    spec = ConvNetSpec(
+        (8, 16), batch_norm=True, optimizer=optimizer, batch_size=32, total_steps=total_steps
+    )
+    return Task(DataSpec("mnist"), spec, seed)
+
+
+def decoder_text(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """A decoder of 2 layers and width 64 on characters of the Python reference, 16 × 32."""
+    spec = DecoderSpec(64, 2, 4, optimizer=optimizer, batch_size=16, total_steps=total_steps)
+    return Task(DataSpec("python-docs", context=32), spec, seed)
+
+
 TRAINEES: dict[str, Callable[[int, OptimizerSpec, int], Task]] = {
     "mlp-mnist": mlp_mnist,
     "mlp-mnist-classic": mlp_mnist_classic,
+    "convnet-mnist": convnet_mnist,
+    "decoder-text": decoder_text,
 }
 
 

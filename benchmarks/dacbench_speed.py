@@ -1,0 +1,104 @@
+"""Optimizer steps a second of DACBench's SGD environment on the MLPs of the registry.
+
+Runs in an environment of its own, with the same torch as lrenv's::
+
+    python -m venv ~/dacbench
+    ~/dacbench/bin/pip install DACBench==0.5.6 torch==2.15.0 torchvision==0.29.2
+    ~/dacbench/bin/python benchmarks/dacbench_speed.py
+
+DACBench names torch and torchvision only in its extra ``all``. Prints one line of JSON a trainee.
+The figures are of the cheaper of its two modes: one learning rate an epoch, and so one partial
+validation an epoch instead of one a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from dacbench.benchmarks import SGDBenchmark
+from dacbench.envs import SGDEnv, SGDInstance
+from torch import nn
+from torch.utils.data import TensorDataset
+
+_LR = 1e-3
+_TOTAL_STEPS = 1000
+_N_TRAIN, _N_TEST = 4000, 1000  # of the 5,000 images of MNIST-5k
+_TRAIN_SHARE = 0.8  # as in all of DACBench's own instances; the rest validates
+
+# inputs, hidden units, batch size
+TRAINEES = {"mlp-mnist-classic": (48, 48, 256), "mlp-mnist": (784, 128, 64)}
+
+
+def main() -> None:
+    """Measure each trainee and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each figure, at least")
+    seconds = parser.parse_args().seconds
+    torch.set_num_threads(1)
+    for name, (n_inputs, n_hidden, batch_size) in TRAINEES.items():
+        env = build_env(n_inputs, n_hidden, batch_size)
+        run(env)
+        done, spent = 0, 0.0
+        while spent < seconds:
+            n_steps, duration = run(env)
+            done, spent = done + n_steps, spent + duration
+        row = {"trainee": name, "batch_size": batch_size, "steps_per_s": done / spent}
+        print(json.dumps(row), flush=True)
+
+
+def run(env: SGDEnv) -> tuple[int, float]:
+    """Train to the end of one episode; optimizer steps, and seconds spent in ``env.step``."""
+    env.reset()
+    # DACBench builds AdamW whatever its instance says.
+    env.optimizer = torch.optim.SGD(env.model.parameters(), lr=_LR, momentum=0.9)
+    n_steps, truncated, began = 0, False, time.perf_counter()
+    while not truncated:
+        _, _, _, truncated, _ = env.step(_LR)
+        n_steps += len(env.train_loader)
+    return n_steps, time.perf_counter() - began
+
+
+def build_env(n_inputs: int, n_hidden: int, batch_size: int) -> SGDEnv:
+    """Build DACBench's environment around an MLP of that shape."""
+    # Its loader asks torchvision for MNIST. Rows of tensors replace the download, and spare it the
+    # decoding of each image; its random split and its DataLoaders stay.
+    torchvision.datasets.MNIST = partial(_random_digits, n_inputs)
+    benchmark = SGDBenchmark()
+    benchmark.config.update(
+        dataset_config={"MNIST": {"train_transform": None, "test_transform": None}},
+        cutoff=_TOTAL_STEPS // (int(_N_TRAIN * _TRAIN_SHARE) // batch_size),  # in epochs
+        instance_set={
+            0: SGDInstance(
+                model=partial(_build_model, n_inputs, n_hidden),
+                optimizer_type="SGD",
+                optimizer_params={},
+                dataset_path="",
+                dataset_name="MNIST",
+                batch_size=batch_size,
+                fraction_of_dataset=1.0,
+                train_validation_ratio=_TRAIN_SHARE,
+                seed=0,
+            )
+        },
+    )
+    return benchmark.get_environment()
+
+
+def _build_model(n_inputs: int, n_hidden: int) -> nn.Sequential:
+    layers = [nn.Linear(n_inputs, n_hidden), nn.ReLU(), nn.Linear(n_hidden, 10)]
+    return nn.Sequential(*layers, nn.LogSoftmax(1))
+
+
+def _random_digits(n_inputs: int, _root: str, train: bool, **_: Any) -> TensorDataset:
+    n = _N_TRAIN if train else _N_TEST
+    return TensorDataset(torch.randn(n, n_inputs), torch.randint(10, (n,)))
+
+
+if __name__ == "__main__":
+    main()
