@@ -11,7 +11,6 @@ share is that of an untrained actor in a rollout. Writes one table and one JSON 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import time
@@ -29,7 +28,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from lrenv.controller import Controller, run_interval
 from lrenv.env import LRScheduleEnv
-from lrenv.observation import FEATURES
+from lrenv.observation import FEATURES, ScaleFreeObserver
 from lrenv.policies.network import Head
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
@@ -155,11 +154,11 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
 
     compute, optimizer = (rate(work, settings.seconds / 2) for work in (backward, update))
     whole, policy = _with_statistics(task, n_runs, settings.seconds)
-    spec = task.spec
-    peak = matmul_peak(settings.seconds / 4) if isinstance(spec, MLPSpec) else math.nan
-    return {
+    spec, of_peak = task.spec, {}
+    if isinstance(spec, MLPSpec):
+        of_peak["peak_share"] = whole * _arithmetic(spec, task) / matmul_peak(settings.seconds / 4)
+    return of_peak | {
         "steps_per_s": whole,
-        "peak_share": whole * _arithmetic(spec, task) / peak if isinstance(spec, MLPSpec) else peak,
         "compute": whole / compute,
         "optimizer_share": whole / optimizer,
         "stats": 1 - whole / compute - whole / optimizer,
@@ -175,13 +174,15 @@ def _with_statistics(task: Task, n_runs: int, seconds: float) -> tuple[float, fl
         trainee = _batch(task, n_runs)
         controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
         choose = NetworkChoice(Head("scale-free", len(FEATURES)))
+        observer = controller.observer
+        assert isinstance(observer, ScaleFreeObserver)
         began = time.perf_counter()
         while not controller.done and time.perf_counter() - began < 8 * seconds:
             run_interval(trainee, controller)
             controller.close()
             if controller.deciding:
                 asked = time.perf_counter()
-                choose(controller.observer.tokens[-1], controller)
+                choose(observer.tokens[-1], controller)
                 deciding += time.perf_counter() - asked
                 controller.act(torch.zeros(n_runs))
         spent += time.perf_counter() - began
@@ -225,7 +226,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         speed = row["steps_per_s"]
         shares = ("peak_share", "compute", "optimizer_share", "stats", "policy")
-        cells = ["–" if math.isnan(row[k]) else f"{row[k]:.0%}" for k in shares]
+        cells = [f"{row[k]:.0%}" if k in row else "–" for k in shares]
         cells.append(f"{row['megabytes']:.2f}")
         if compares:
             cells.append(f"{speed / row['dacbench']:.1f}" if "dacbench" in row else "–")

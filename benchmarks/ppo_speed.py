@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.env import LRScheduleEnv
 from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
-from lrenv.policies.sb3 import extract_actor, policy_kwargs
+from lrenv.policies.sb3 import TransformerExtractor, extract_actor, policy_kwargs
 from lrenv.trainees.families import Task
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
