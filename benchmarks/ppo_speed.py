@@ -20,6 +20,7 @@ import torch
 import tyro
 from rich.table import Table
 from stable_baselines3 import PPO
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.env import LRScheduleEnv
