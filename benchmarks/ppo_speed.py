@@ -140,11 +140,10 @@ def single(start: Head, task: Task, settings: Settings) -> Iterator[tuple[float,
         device="cpu",
     )
     policy = model.policy
-    for part, own in (
-        (policy.pi_features_extractor.trunk, start.trunk),
-        (policy.action_net, start.head),
-    ):
-        part.load_state_dict(own.state_dict())
+    assert isinstance(policy.pi_features_extractor, TransformerExtractor)
+    assert isinstance(policy.action_net, nn.Linear)
+    policy.pi_features_extractor.trunk.load_state_dict(start.trunk.state_dict())
+    policy.action_net.load_state_dict(start.head.state_dict())
     yield 0.0, extract_actor(policy, "scale-free")
     for _ in range(settings.updates):
         began = time.perf_counter()
