@@ -14,7 +14,7 @@ run: .venv/train.stamp ## Evaluate the shipped policy, report in runs/evaluate
 	$(BIN)/lrenv evaluate --output runs/evaluate
 
 test: .venv/dev.stamp ## Run the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 check: .venv/dev.stamp ## Check format, lint and types
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

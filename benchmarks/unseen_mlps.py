@@ -20,6 +20,7 @@ from lrenv.files import make_folder
 from lrenv.policies.frozen import load_policy
 from lrenv.trainees.families import Task, held_out_tasks, load_data
 from lrenv.training.evaluate import collect_results, compare_all, publish
+from lrenv.training.parallel import Workers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Settings:
     """Seeds of each trainee."""
     output: Path = Path("runs/unseen_mlps")
     """Where results and report go."""
+    workers: int = 1
+    """Comparisons side by side, by Ray if more than one; results stay the same."""
+    ray_address: str | None = None
+    """Ray cluster to use instead, by auto or host:port; needs lrenv on every machine of it."""
 
 
 def main(settings: Settings) -> None:
@@ -42,7 +47,8 @@ def main(settings: Settings) -> None:
     folder = make_folder(settings.output)
     jobs = list(_jobs(settings.seeds))
     policies = [load_policy(name) for name in settings.policies]
-    records = compare_all(jobs, policies, settings.hints, None, folder)
+    with Workers(settings.workers, settings.ray_address) as workers:
+        records = compare_all(jobs, policies, settings.hints, None, folder, workers)
     data = load_data(jobs[0][1].data)
     publish(
         collect_results("Learned schedules on unseen MLPs", asdict(settings), data, records), folder

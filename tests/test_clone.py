@@ -14,6 +14,7 @@ from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
 from lrenv.training import clone
 from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
+from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
 
 SETTINGS = GeneralistSettings(tasks=21, group=4, rounds=2, clone_steps=60, clone_batch=16)
@@ -96,7 +97,7 @@ def test_demonstrations_join():
 @pytest.mark.parametrize("with_actor", [False, True])
 def test_a_task_is_demonstrated(tiny_task, with_actor):
     actor = new_actor() if with_actor else None
-    data = demonstrate(tiny_task, actor, SETTINGS, seed=1)
+    data = demonstrate(tiny_task, search_experts(tiny_task), 1, actor, SETTINGS)
     plan = Controller(tiny_task.spec.total_steps, OptimizerTraits(*torch.zeros(3, 1))).plan
 
     assert data.tokens.shape == (4, MAX_DECISIONS, len(FEATURES))
@@ -108,7 +109,10 @@ def test_a_task_is_demonstrated(tiny_task, with_actor):
 
 
 def test_demonstrations_follow_the_seed(tiny_task):
-    first, again, other = (demonstrate(tiny_task, None, SETTINGS, seed) for seed in (1, 1, 2))
+    search = search_experts(tiny_task)
+    first, again, other = (
+        demonstrate(tiny_task, search, seed, None, SETTINGS) for seed in (1, 1, 2)
+    )
 
     assert torch.equal(first.tokens, again.tokens)
     assert torch.equal(first.labels, again.labels)
@@ -138,10 +142,11 @@ def demonstrated(monkeypatch):
     """Toy demonstrations in place of real ones; the seeds that were asked for."""
     seeds: list[int] = []
 
-    def demonstrate(task, actor, settings, seed):
+    def demonstrate(task, search, seed, actor, settings):
         seeds.append(seed)
         return toy(seed, n=2)
 
+    monkeypatch.setattr(clone, "search_experts", MagicMock())
     monkeypatch.setattr(clone, "demonstrate", demonstrate)
     return seeds
 

@@ -195,11 +195,11 @@ def test_other_settings_are_refused(runs):
     ids=["too few tasks", "none held out", "no tasks", "no runs"],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
-    def reached(task):
+    def reached(*_):
         raise AssertionError("work began")
 
-    monkeypatch.setattr("lrenv.training.generalist.search_experts", reached)
-    monkeypatch.setattr("lrenv.training.generalist.clone", lambda *_: reached(None))
+    monkeypatch.setattr("lrenv.training.generalist.search_all", reached)
+    monkeypatch.setattr("lrenv.training.generalist.clone", reached)
 
     with pytest.raises(InputError, match=f"Expected {next(reversed(settings))} of"):
         train_generalist(GeneralistSettings(output=tmp_path, **settings))

@@ -15,6 +15,7 @@ HEAVY = (
     "gymnasium",
     "mlxtend",
     "plotly",
+    "ray",
     "rich",
     "sklearn",
     "stable_baselines3",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task, training_task
-from lrenv.training.expert_search import search_experts
+from lrenv.training.expert_search import SearchResult, search_experts
+from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.progress import track
 from lrenv.training.rollout import NetworkChoice, drop_signals, recovery_label, roll_out
 from lrenv.training.runfolder import read_state, read_tensors, write_state, write_tensors
@@ -29,6 +31,7 @@ from lrenv.training.settings import GeneralistSettings
 _KICK_RATE = 0.04
 _START_KICKS = 4
 _KICK_START = 3
+_CHUNK = 20
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,11 @@ class _Mixture:
 
 
 def demonstrate(
-    task: Task, actor: Head | None, settings: GeneralistSettings, seed: int
+    task: Task, search: SearchResult, seed: int, actor: Head | None, settings: GeneralistSettings
 ) -> Demonstrations:
     """Roll out a group of labelled runs of one task; without an actor the expert acts."""
     generator = torch.Generator().manual_seed(seed)
-    log_schedule = search_experts(task).log_schedule(task.spec.total_steps)
+    log_schedule = search.log_schedule(task.spec.total_steps)
     mixture = _Mixture(actor, log_schedule, settings.group, generator)
     rollout = roll_out(task, settings.group, mixture, drop_signals(settings.group, generator))
     tokens, labels = rollout.tokens, torch.stack(mixture.labels, 1)
@@ -102,32 +105,44 @@ def demonstrate(
 
 
 def collect(
-    folder: Path, round_: int, actor: Head | None, settings: GeneralistSettings
+    folder: Path,
+    round_: int,
+    actor: Head | None,
+    settings: GeneralistSettings,
+    workers: Workers = IN_PROCESS,
 ) -> Demonstrations:
     """Gather the demonstrations of a round, one file a chunk of tasks, skipping those there."""
+    chunks = {
+        folder / "demonstrations" / f"round{round_}-{start}.safetensors": range(
+            start, min(start + _CHUNK, settings.tasks)
+        )
+        for start in range(0, settings.tasks, _CHUNK)
+    }
+    missing = [i for path, chunk in chunks.items() if not path.exists() for i in chunk]
+    tasks = [training_task(i, settings.family) for i in missing]
+    seeds = [settings.seed * 10**6 + round_ * 10**4 + i for i in missing]
+    jobs = ((t, search_experts(t), seed) for t, seed in zip(tasks, seeds, strict=True))
+    found = workers.starmap(demonstrate, jobs, actor, settings)
     parts = []
-    chunks = range(0, settings.tasks, 20)
-    for start in track(chunks, f"Demonstrations, round {round_ + 1} of {settings.rounds}"):
-        path = folder / "demonstrations" / f"round{round_}-{start}.safetensors"
+    for path in track(chunks, f"Demonstrations, round {round_ + 1} of {settings.rounds}"):
         if not path.exists():
-            tasks = range(start, min(start + 20, settings.tasks))
-            seeds = [settings.seed * 10**6 + round_ * 10**4 + i for i in tasks]
-            found = Demonstrations.join(
-                [
-                    demonstrate(training_task(i, settings.family), actor, settings, seed)
-                    for i, seed in zip(tasks, seeds, strict=True)
-                ]
-            )
-            write_tensors(path, vars(found))
+            new = Demonstrations.join(list(islice(found, len(chunks[path]))))
+            write_tensors(path, vars(new))
         parts.append(Demonstrations(**read_tensors(path)))
     return Demonstrations.join(parts)
 
 
-def clone(folder: Path, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
+def clone(
+    folder: Path,
+    actor: Head,
+    settings: GeneralistSettings,
+    writer: SummaryWriter,
+    workers: Workers = IN_PROCESS,
+) -> None:
     """Train the actor by all rounds of cloning; goes on after the last complete round."""
     data: list[Demonstrations] = []
     for round_ in range(settings.rounds):
-        data.append(collect(folder, round_, actor if round_ else None, settings))
+        data.append(collect(folder, round_, actor if round_ else None, settings, workers))
         path = folder / f"clone-round{round_}.pt"
         if path.exists():
             actor.load_state_dict(read_state(path))

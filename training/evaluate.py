@@ -32,7 +32,14 @@ from lrenv.trainees.data import Dataset
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.training.expert_search import N_PEAKS, run_schedules, search_experts
+from lrenv.training.expert_search import (
+    N_PEAKS,
+    SearchResult,
+    check_data,
+    run_schedules,
+    search_all,
+)
+from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.progress import console, track
 from lrenv.training.report import results_table, write_report
 from lrenv.training.runfolder import read_json, write_json
@@ -88,6 +95,8 @@ def evaluate(settings: EvaluateSettings) -> Path:
             f"{settings.seeds}, {settings.optimizers} and {settings.policies}; name some."
         )
     folder = make_folder(settings.output)
+    # One thread, as the workers have: the number of threads changes rounding.
+    torch.set_num_threads(1)
     jobs = [
         (
             f"{settings.trainee}, {name}",
@@ -97,7 +106,8 @@ def evaluate(settings: EvaluateSettings) -> Path:
         for seed in range(settings.seeds)
     ]
     policies = [load_policy(name) for name in settings.policies]
-    records = compare_all(jobs, policies, settings.hints, settings.peak, folder)
+    with Workers(settings.workers, settings.ray_address) as workers:
+        records = compare_all(jobs, policies, settings.hints, settings.peak, folder, workers)
     results = collect_results(
         "Learned schedules against experts", asdict(settings), load_data(jobs[0][1].data), records
     )
@@ -110,6 +120,7 @@ def compare_all(
     hints: Sequence[float],
     peak: float | None,
     folder: Path,
+    workers: Workers = IN_PROCESS,
 ) -> list[RunRecord]:
     """Run every method on all jobs, one file of records a job; those there are not run again.
 
@@ -119,6 +130,7 @@ def compare_all(
         hints: LRs their jobs start with.
         peak: Peak LR of the untuned experts; the usual default if None.
         folder: Where the records go.
+        workers: Who searches the experts and trains.
 
     Raises:
         InputError: Two policies have the same name.
@@ -133,12 +145,18 @@ def compare_all(
     console.print(f"Data: {data.note}")
     setup = [lrenv.__version__, data.name, hints, peak, [p.card["sha256"] for p in policies]]
     stamp = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:16]
+    paths = [folder / "records" / stamp / f"{task.key()}.json" for _, task in jobs]
+    missing = {path: job for path, job in zip(paths, jobs, strict=True) if not path.exists()}
+    searches = search_all([task for _, task in missing.values()], workers)
+    todo = [
+        (load_data(task.data).name, task, name, search)
+        for (name, task), search in zip(missing.values(), searches, strict=True)
+    ]
+    found = workers.starmap(_compare_on, todo, policies, hints, peak)
     records: list[RunRecord] = []
-    for name, task in track(jobs, "Tuning experts, training and comparing"):
-        path = folder / "records" / stamp / f"{task.key()}.json"
+    for path in track(paths, "Training and comparing"):
         if not path.exists():
-            found = compare(task, name, policies, hints, peak)
-            write_json(path, [asdict(record) for record in found])
+            write_json(path, [asdict(record) for record in next(found)])
         records += [RunRecord(**row) for row in read_json(path)]
     return records
 
@@ -152,9 +170,15 @@ def publish(results: dict[str, Any], folder: Path) -> Path:
     return report
 
 
+def _compare_on(data: str, task: Task, *arguments: Any) -> list[RunRecord]:
+    check_data(task, data)
+    return compare(task, *arguments)
+
+
 def compare(
     task: Task,
     name: str,
+    search: SearchResult,
     policies: Sequence[FrozenPolicy],
     hints: Iterable[float],
     peak: float | None = None,
@@ -164,11 +188,11 @@ def compare(
     Args:
         task: The task; its seed is the seed of all runs.
         name: How the task is called in the results.
+        search: Its tuned expert.
         policies: Policies to run, each in a plain torch loop under ``LearnedLR``.
         hints: LRs their optimizers are made with.
         peak: Peak LR of the untuned experts; the usual default if None.
     """
-    search = search_experts(task)
     total = task.spec.total_steps
     records, matched = [], []
     for policy in policies:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.training.parallel import IN_PROCESS, Workers
+from lrenv.training.progress import track
 from lrenv.training.runfolder import read_json, write_json
 
 N_PEAKS = 13
@@ -77,23 +81,69 @@ def search_experts(task: Task, cache: Path | None = None) -> SearchResult:
         task: The task.
         cache: Folder of earlier results; :func:`expert_cache` by default.
     """
-    path = (cache or expert_cache()) / f"{task.key()}.json"
-    # "mnist" stands for other data on a machine without a network.
-    head = {"format": _FORMAT, "task": {**task.to_json(), "dataset": load_data(task.data).name}}
-    if path.exists():
-        data = read_json(path)
-        known = isinstance(data, dict) and {key: data.pop(key, None) for key in head}
-        if known == json.loads(json.dumps(head)):
-            return SearchResult(**{k: tuple(v) for k, v in data.items()})
-    result = _run_grid(task)
-    write_json(path, {**head, **asdict(result)})
-    return result
+    return _read(task, cache) or _keep(task, cache, _run_grid(task))
+
+
+def search_all(tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> list[SearchResult]:
+    """Search the experts of many tasks side by side; the cache is that of this machine."""
+    known = [_read(task, None) for task in tasks]
+    missing = [
+        (load_data(task.data).name, task)
+        for task, result in zip(tasks, known, strict=True)
+        if result is None
+    ]
+    found = workers.starmap(_run_grid_on, missing)
+    return [
+        result or _keep(task, None, next(found))
+        for task, result in track(list(zip(tasks, known, strict=True)), "Tuned experts")
+    ]
+
+
+def check_data(task: Task, name: str) -> None:
+    """Check that a worker, maybe on another machine, trains a task on the caller's data.
+
+    Raises:
+        InputError: The data set of the task has another name here.
+    """
+    found = load_data(task.data).name
+    if found != name:
+        raise InputError(
+            f"Expected the data {name} on every machine, got {found} on {platform.node()}; copy "
+            "the folder of lrenv's data there."
+        )
 
 
 def expert_cache() -> Path:
     """Folder of search results: ``$LRENV_CACHE/experts`` or ``~/.cache/lrenv/experts``."""
     root = Path(os.environ.get("LRENV_CACHE") or "~/.cache/lrenv").expanduser()
     return root / "experts"
+
+
+def _read(task: Task, cache: Path | None) -> SearchResult | None:
+    path, head = _entry(task, cache)
+    if path.exists():
+        data = read_json(path)
+        known = isinstance(data, dict) and {key: data.pop(key, None) for key in head}
+        if known == json.loads(json.dumps(head)):
+            return SearchResult(**{k: tuple(v) for k, v in data.items()})
+    return None
+
+
+def _keep(task: Task, cache: Path | None, result: SearchResult) -> SearchResult:
+    path, head = _entry(task, cache)
+    write_json(path, {**head, **asdict(result)})
+    return result
+
+
+def _entry(task: Task, cache: Path | None) -> tuple[Path, dict[str, Any]]:
+    # "mnist" stands for other data on a machine without a network.
+    head = {"format": _FORMAT, "task": {**task.to_json(), "dataset": load_data(task.data).name}}
+    return (cache or expert_cache()) / f"{task.key()}.json", head
+
+
+def _run_grid_on(data: str, task: Task) -> SearchResult:
+    check_data(task, data)
+    return _run_grid(task)
 
 
 def _run_grid(task: Task) -> SearchResult:

@@ -20,13 +20,15 @@ from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task, training_task
 from lrenv.training.clone import clone
-from lrenv.training.expert_search import search_experts
+from lrenv.training.expert_search import search_all
 from lrenv.training.outcome_ppo import WORST_RETURN, OutcomePPO, evaluate_actor
-from lrenv.training.progress import console, progress_bar, track
+from lrenv.training.parallel import Workers
+from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import check_settings
 from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
+_PLACE = {"output", "workers", "ray_address"}
 
 
 def train_generalist(settings: GeneralistSettings) -> Path:
@@ -36,31 +38,34 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         The path of the exported policy's card.
 
     Raises:
-        InputError: The run folder belongs to other settings, or cannot be written.
+        InputError: The run folder belongs to other settings, or cannot be written; or there is no
+            Ray for the workers.
     """
     folder = make_folder(settings.output)
     _check_counts(settings)
-    check_settings(folder, settings, free={"output", "hours", "updates"})
+    check_settings(folder, settings, free=_PLACE | {"hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     start = load_policy(settings.start) if settings.start else None
     actor = Head("scale-free", len(FEATURES))
     n, held_out = settings.tasks, settings.held_out
     drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
-    for task in track(drawn, "Tuned experts of the training tasks"):
-        search_experts(task)
     tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with (
+        Workers(settings.workers, settings.ray_address) as workers,
+        SummaryWriter(str(folder / "tensorboard")) as writer,
+    ):
+        search_all(drawn, workers)
         if start:
             actor.load_state_dict(start.actor.state_dict())
         else:
-            clone(folder, actor, settings, writer)
-        found = {"start": _measure(actor, selection, fresh)}
+            clone(folder, actor, settings, writer, workers)
+        found = {"start": _measure(actor, selection, fresh, workers)}
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
-            counts = fine_tune(folder, actor, tasks, selection, settings, writer)
-            found["ppo"] = _measure(actor, selection, fresh) | counts
+            counts = fine_tune(folder, actor, tasks, selection, settings, writer, workers)
+            found["ppo"] = _measure(actor, selection, fresh, workers) | counts
             console.print(f"PPO: {found['ppo']}")
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))
 
@@ -94,6 +99,7 @@ def fine_tune(
     selection: list[Task],
     settings: GeneralistSettings,
     writer: SummaryWriter,
+    workers: Workers,
 ) -> dict[str, float]:
     """Fine-tune the clone by PPO within the budget.
 
@@ -102,13 +108,13 @@ def fine_tune(
     Returns:
         The number of updates, the selected one, and the hours spent.
     """
-    ppo = OutcomePPO(actor, settings, writer)
+    ppo = OutcomePPO(actor, settings, writer, workers)
     path, best_path = folder / "ppo.pt", folder / "best.pt"
     if path.exists():
         state = ppo.load(path)
         spent, best = float(state["spent"]), float(state["best"])
     else:
-        spent, best = 0.0, summary(evaluate_actor(actor, selection))["geometric_mean"]
+        spent, best = 0.0, summary(evaluate_actor(actor, selection, workers))["geometric_mean"]
         ppo.save(best_path)
         ppo.save(path, spent=spent, best=best)
     with progress_bar() as bar:
@@ -121,7 +127,7 @@ def fine_tune(
             sample = draw.sample(tasks, settings.groups_per_update)
             ratio = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
-                now = summary(evaluate_actor(ppo.average, selection))
+                now = summary(evaluate_actor(ppo.average, selection, workers))
                 for name, value in now.items():
                     writer.add_scalar(f"selection/{name}", value, ppo.updates)
                 console.print(f"Update {ppo.updates}, selection tasks: {now}")
@@ -139,18 +145,19 @@ def fine_tune(
     return {"updates": updates, "selected_update": ppo.updates, "hours": round(spent / 3600, 3)}
 
 
-def _measure(actor: Head, selection: list[Task], fresh: list[Task]) -> dict[str, Any]:
+def _measure(
+    actor: Head, selection: list[Task], fresh: list[Task], workers: Workers
+) -> dict[str, Any]:
     return {
-        "selection_tasks": summary(evaluate_actor(actor, selection)),
-        "fresh_tasks": summary(evaluate_actor(actor, fresh)),
+        "selection_tasks": summary(evaluate_actor(actor, selection, workers)),
+        "fresh_tasks": summary(evaluate_actor(actor, fresh, workers)),
     }
 
 
 def _card(
     settings: GeneralistSettings, start: FrozenPolicy | None, found: dict[str, Any]
 ) -> dict[str, Any]:
-    recipe = asdict(settings)
-    recipe.pop("output")
+    recipe = {k: v for k, v in asdict(settings).items() if k not in _PLACE}
     recipe["start"] = start and {k: v for k, v in start.card.items() if k != "features"}
     return {
         "preset": "scale-free",

@@ -27,6 +27,7 @@ from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
 from lrenv.trainees.families import Task
 from lrenv.training.expert_search import search_experts
+from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.rollout import (
     VAL_COLUMNS,
     NetworkChoice,
@@ -122,13 +123,23 @@ class OutcomePPO:
         actor: The clone; trained in place.
         settings: The settings.
         writer: TensorBoard's writer.
+        workers: Who rolls out the groups.
     """
 
-    def __init__(self, actor: Head, settings: GeneralistSettings, writer: SummaryWriter) -> None:
-        self.actor, self.settings, self._writer = actor, settings, writer
+    def __init__(
+        self,
+        actor: Head,
+        settings: GeneralistSettings,
+        writer: SummaryWriter,
+        workers: Workers = IN_PROCESS,
+    ) -> None:
+        self.actor, self.settings, self._writer, self._workers = actor, settings, writer, workers
         self._clone = copy.deepcopy(actor).requires_grad_(False)
         self.average = copy.deepcopy(actor).requires_grad_(False)
-        self.critic = Head("scale-free", actor.n_features)
+        # Trainees built in this process move the global generator, those of other workers do not.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed + 1)
+            self.critic = Head("scale-free", actor.n_features)
         self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
         self.updates = 0
@@ -188,17 +199,12 @@ class OutcomePPO:
         }
 
     def _collect(self, tasks: Sequence[Task], generator: torch.Generator) -> Batch:
-        groups = []
-        for task in tasks:
-            n = self.settings.group
-            settings = self.settings
-            choose = NetworkChoice(
-                self.actor, settings.action_std, settings.noise_memory, generator
-            )
-            # One mask for the group, so that its runs differ in their schedules alone.
-            mask = drop_signals(1, generator).expand(n, -1)
-            groups.append((roll_out(task, n, choose, mask), search_experts(task).reference))
-        return join_groups(groups)
+        # A seed for each group, so that it does not matter where and when it runs.
+        seeds = torch.randint(2**31, (len(tasks),), generator=generator).tolist()
+        jobs = zip(tasks, seeds, strict=True)
+        rollouts = self._workers.starmap(roll_out_group, jobs, self.actor, self.settings)
+        references = [search_experts(task).reference for task in tasks]
+        return join_groups(list(zip(rollouts, references, strict=True)))
 
     def _learn(
         self, batch: Batch, generator: torch.Generator, learn_actor: bool
@@ -250,20 +256,30 @@ class OutcomePPO:
         }
 
 
-def evaluate_actor(actor: Head, tasks: Sequence[Task]) -> Tensor:
+def roll_out_group(task: Task, seed: int, actor: Head, settings: GeneralistSettings) -> Rollout:
+    """Roll out a group of runs of one task with noise, all given the same signals."""
+    generator = torch.Generator().manual_seed(seed)
+    choose = NetworkChoice(actor, settings.action_std, settings.noise_memory, generator)
+    # One mask for the group, so that its runs differ in their schedules alone.
+    mask = drop_signals(1, generator).expand(settings.group, -1)
+    return roll_out(task, settings.group, choose, mask)
+
+
+def evaluate_actor(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> Tensor:
     """Log ratio to the tuned expert on each task, without and with a validation loss.
 
     Returns:
         Two values a task, ``(len(tasks), 2)``; infinite where a run diverged.
     """
+    final = torch.stack(list(workers.starmap(_final_losses, [(task,) for task in tasks], actor)))
+    references = torch.tensor([search_experts(task).reference for task in tasks])
+    return torch.nan_to_num(torch.log(final / references[:, None]), torch.inf, torch.inf)
+
+
+def _final_losses(task: Task, actor: Head) -> Tensor:
     mask = torch.ones(2, len(FEATURES))
     mask[0, VAL_COLUMNS] = 0.0
-    ratios = []
-    for task in tasks:
-        final = roll_out(task, 2, NetworkChoice(actor), mask).final
-        logs = torch.log(final / search_experts(task).reference)
-        ratios.append(torch.nan_to_num(logs, torch.inf, torch.inf))
-    return torch.stack(ratios)
+    return roll_out(task, 2, NetworkChoice(actor), mask).final
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ class GeneralistSettings:
 
     output: Path = Path("runs/generalist")
     """Run folder; a run that was stopped goes on from there."""
+    workers: int = 1
+    """Searches and rollouts side by side, by Ray if more than one; results stay the same."""
+    ray_address: str | None = None
+    """Ray cluster to use instead, by auto or host:port; needs lrenv on every machine of it."""
     hours: float = 1.0
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
@@ -131,6 +135,10 @@ class EvaluateSettings:
     """Peak LR of the untuned experts; None for the usual default: 1e-3, under SGD 1e-2."""
     output: Path = Path("runs/evaluate")
     """Where the report and the results go."""
+    workers: int = 1
+    """Comparisons side by side, by Ray if more than one; results stay the same."""
+    ray_address: str | None = None
+    """Ray cluster to use instead, by auto or host:port; needs lrenv on every machine of it."""
 
 
 @dataclass(frozen=True)
