@@ -39,7 +39,16 @@ from lrenv.training.progress import console, track
 from lrenv.training.rollout import NetworkChoice
 from lrenv.training.runfolder import write_json
 
-_LR = 1e-3
+# what the time in lockstep is spent on, and the methods that spend it
+_PARTS = ("compute", "update", "statistics", "policy")
+_BASELINES = ("plain", "subproc", "DACBench")
+_TIMED = (
+    ("trainee", "backward", "compute"),
+    ("trainee", "update", "update"),
+    ("controller", "before_update", "statistics"),
+    ("controller", "after_update", "statistics"),
+    ("controller", "close", "statistics"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def main(settings: Settings) -> None:
             base = {"trainee": name, "optimizer": optimizer, "plain": plain_loop(task, settings)}
             base["subproc"] = subproc(name, optimizer, settings)
             if optimizer == "sgd" and name in rates:
-                base["dacbench"] = rates[name]
+                base["DACBench"] = rates[name]
             for n_runs in track(settings.batches, f"{name}, {optimizer}"):
                 rows.append({**base, "runs": n_runs, **lockstep(task, n_runs, settings)})
     write_json(settings.output, rows)
@@ -134,60 +143,49 @@ def dacbench(python: Path | None, seconds: float) -> dict[str, float]:
 
 
 def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
-    """Figures of ``n_runs`` runs in lockstep."""
+    """Figures of ``n_runs`` runs in lockstep, whose time is split as they train."""
     before = _resident()
     trainee = _batch(task, n_runs)
     memory = (_resident() - before) / n_runs / 2**20
-    lr = torch.full((n_runs,), _LR)
-    steps = max(5, min(200, 2000 // n_runs))
-
-    def backward() -> int:
-        trainee._step = 0
-        for _ in range(steps):
-            trainee.backward()
-        return steps * n_runs
-
-    def update() -> int:
-        for _ in range(steps):
-            trainee.update(lr)
-        return steps * n_runs
-
-    compute, optimizer = (rate(work, settings.seconds / 2) for work in (backward, update))
-    whole, policy = _with_statistics(task, n_runs, settings.seconds)
-    spec, of_peak = task.spec, {}
-    if isinstance(spec, MLPSpec):
-        of_peak["peak_share"] = whole * _arithmetic(spec, task) / matmul_peak(settings.seconds / 4)
-    return of_peak | {
-        "steps_per_s": whole,
-        "compute": whole / compute,
-        "optimizer_share": whole / optimizer,
-        "stats": 1 - whole / compute - whole / optimizer,
-        "policy": policy,
-        "megabytes": memory,
-    }
-
-
-def _with_statistics(task: Task, n_runs: int, seconds: float) -> tuple[float, float]:
-    """Optimizer steps a second without the policy, and the policy's share of a rollout."""
-    done, spent, deciding = 0, 0.0, 0.0
-    while spent < seconds:
+    spent: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
+    steps = whole = 0.0
+    while whole < settings.seconds:
         trainee = _batch(task, n_runs)
         controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
-        choose = NetworkChoice(Head("scale-free", len(FEATURES)))
-        observer = controller.observer
+        observer, choose = controller.observer, NetworkChoice(Head("scale-free", len(FEATURES)))
         assert isinstance(observer, ScaleFreeObserver)
+        for owner, method, part in _TIMED:
+            _time(trainee if owner == "trainee" else controller, method, spent, part)
         began = time.perf_counter()
-        while not controller.done and time.perf_counter() - began < 8 * seconds:
+        while not controller.done and time.perf_counter() - began < 8 * settings.seconds:
             run_interval(trainee, controller)
             controller.close()
             if controller.deciding:
                 asked = time.perf_counter()
                 choose(observer.tokens[-1], controller)
-                deciding += time.perf_counter() - asked
+                spent["policy"] += time.perf_counter() - asked
                 controller.act(torch.zeros(n_runs))
-        spent += time.perf_counter() - began
-        done += controller.step * n_runs
-    return done / (spent - deciding), deciding / spent
+        whole += time.perf_counter() - began
+        steps += controller.step * n_runs
+    speed = steps / (whole - spent["policy"])
+    shares = {part: seconds / whole for part, seconds in spent.items()}
+    if isinstance(task.spec, MLPSpec):
+        peak = matmul_peak(settings.seconds / 4)
+        shares["of peak"] = speed * _arithmetic(task.spec, task) / peak
+    return shares | {"steps_per_s": speed, "megabytes": memory}
+
+
+def _time(owner: object, method: str, spent: dict[str, float], part: str) -> None:
+    """Make a method of one object add its time to a part."""
+    function = getattr(owner, method)
+
+    def timed(*args: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*args)
+        spent[part] += time.perf_counter() - began
+        return result
+
+    setattr(owner, method, timed)
 
 
 def matmul_peak(seconds: float) -> float:
@@ -217,26 +215,19 @@ def _resident() -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("trainee", "runs", "steps/s", "× plain", "× subproc", "of peak", "f/b", "opt.")
-    for column in ("stats", "policy", "MB/run"):
+    table = Table("trainee", "runs", "steps/s", *("× " + name for name in _BASELINES))
+    shares = ("of peak", *_PARTS)
+    for column in (*shares, "MB/run"):
         table.add_column(column)
-    compares = any("dacbench" in row for row in rows)
-    if compares:
-        table.add_column("× DACBench")
     for row in rows:
         speed = row["steps_per_s"]
-        shares = ("peak_share", "compute", "optimizer_share", "stats", "policy")
-        cells = [f"{row[k]:.0%}" if k in row else "–" for k in shares]
-        cells.append(f"{row['megabytes']:.2f}")
-        if compares:
-            cells.append(f"{speed / row['dacbench']:.1f}" if "dacbench" in row else "–")
         table.add_row(
             f"{row['trainee']}, {row['optimizer']}",
             str(row["runs"]),
             f"{speed:.0f}",
-            f"{speed / row['plain']:.2f}",
-            f"{speed / row['subproc']:.1f}",
-            *cells,
+            *(f"{speed / row[name]:.1f}" if name in row else "–" for name in _BASELINES),
+            *(f"{row[name]:.0%}" if name in row else "–" for name in shares),
+            f"{row['megabytes']:.2f}",
         )
     return table
 

@@ -131,7 +131,7 @@ class ScaleFreeObserver:
             **self._lr(interval),
             **self._layers(interval.stats),
             **self._geometry(interval),
-            **self._patches(),
+            **self._patches(interval.losses.shape[1]),
         }
         like = self._memo["loss"]
         columns = [torch.as_tensor(rows[name]).to(like).expand_as(like) for name in FEATURES]
@@ -249,16 +249,26 @@ class ScaleFreeObserver:
         rows["straightness"] = torch.log10(share + 1e-4) + 1
         return rows
 
-    def _patches(self) -> dict[str, Tensor]:
+    def _patches(self, n_steps: int) -> dict[str, Tensor]:
         loss = torch.log(pad_left(self.window.loss.clamp_min(_TINY)))
         now = torch.log(self._memo["loss"]) + self._memo["level"]
         rows = _patch_means("window_loss", loss - now[:, None], _LOSS_PATCHES)
         for name, scale in (("grad_norm", 3.0), ("lc", 6.0)):
-            values = pad_left(getattr(self.window, name)).clamp_min(_TINY**2)
-            ratio = torch.log(values) - torch.log(self._memo[name])[:, None]
-            median = ratio.median(-1).values / scale
-            rows |= _patch_means(f"window_{name}", median, _LAYER_PATCHES)
+            medians = self._medians(name, n_steps) / scale
+            rows |= _patch_means(f"window_{name}", pad_left(medians), _LAYER_PATCHES)
         return rows
+
+    def _medians(self, name: str, n_steps: int) -> Tensor:
+        """Medians over layers of the log ratios to the start at the steps of the window."""
+        known = self._memo.get(f"{name}_medians")
+        values = getattr(self.window, name)
+        values = (values if known is None else values[:, -n_steps:]).clamp_min(_TINY**2)
+        ratio = torch.log(values) - torch.log(self._memo[name])[:, None]
+        medians = ratio.median(-1).values
+        if known is not None:
+            medians = torch.cat([known, medians], 1)[:, -WINDOW:]
+        self._memo[f"{name}_medians"] = medians
+        return medians
 
 
 class ClassicObserver:
