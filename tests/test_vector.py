@@ -112,7 +112,9 @@ def test_trainee_seeds_and_reset_mask() -> None:
 def test_sb3_ppo_runs_on_it() -> None:
     vector = LRScheduleVecEnv(make_tasks()[:2] * 2)
     kwargs = policy_kwargs("scale-free", len(FEATURES), 0.1)
-    model = PPO("MlpPolicy", vector, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs=kwargs)
+    model = PPO(
+        "MlpPolicy", vector, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs=kwargs, seed=0
+    )
     model.learn(128)
     assert model.num_timesteps == 128
     assert len(model.ep_info_buffer) >= 4
