@@ -33,19 +33,19 @@ class GeneralistSettings:
     """Rollouts of one and the same task."""
     rounds: int = 3
     """Rounds of cloning; each adds rollouts of the policy to the demonstrations."""
-    clone_steps: int = 1500
+    clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
     clone_batch: int = 64
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
     """Peak LR of cloning."""
-    groups_per_update: int = 6
+    groups_per_update: int = 8
     """Tasks rolled out for one PPO update."""
     critic_warmup: int = 8
     """PPO updates in which only the critic learns."""
     updates: int = 100_000
     """PPO updates at most."""
-    evaluate_every: int = 30
+    evaluate_every: int = 25
     """PPO updates between two evaluations on the held-out tasks."""
     epochs: int = 4
     """Passes over the rollouts of one update."""
@@ -55,7 +55,7 @@ class GeneralistSettings:
     """λ of generalised advantage estimation; the discount is 1."""
     kl_clone: float = 0.01
     """Weight of the KL term to the clone."""
-    target_kl: float = 0.03
+    target_kl: float = 0.02
     """Mean KL to the last policy at which an update ends."""
     action_std: float = 0.125
     """Deviation of the actions while training; ±1 is the largest change of log LR."""
