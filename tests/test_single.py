@@ -12,6 +12,7 @@ from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import load_dataset, teacher_dataset
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.registry import TRAINEES, build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.text import markov_dataset
@@ -122,3 +123,14 @@ def test_models_refuse_data_of_another_kind(spec, data, message):
 def test_heads_divide_the_width():
     with pytest.raises(InputError, match="heads that divide the width, got 3 and 32"):
         DecoderSpec(32, heads=3)
+
+
+@pytest.mark.parametrize("name", TRAINEES)
+def test_trainees_by_name_learn(name):
+    trainee = build_trainee(build_task(name, 20, OptimizerSpec("adam")))
+    before = trainee.evaluate("val", 64)[0]
+    for _ in range(20):
+        trainee.backward()
+        trainee.update(torch.tensor([3e-3]))
+
+    assert trainee.evaluate("val", 64)[0] < before
