@@ -4,8 +4,10 @@ Every figure is a ratio within one run of this script, one thread each side: run
 all statistics on against (a) the same trainee in a plain torch loop without any environment, (b)
 stable-baselines3's SubprocVecEnv over single environments on two cores, (c) where its Python is
 given, DACBench's SGD environment on an MLP and batch of the same size, and (d) the machine's own
-matrix-multiplication peak, counted in the forward and backward arithmetic of an MLP. The policy's
-share is that of an untrained actor in a rollout. Writes one table and one JSON file.
+matrix-multiplication peak, counted in the forward and backward arithmetic of an MLP. Runs in
+lockstep validate at every decision, as the environments they are compared with do; the plain loop
+does not, so beside it the time of validation is left out. The policy's share is that of an
+untrained actor in a rollout. Writes one table and one JSON file.
 """
 
 from __future__ import annotations
@@ -35,16 +37,19 @@ from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import TRAINEES, build_task, build_trainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.stacked import StackedModel
+from lrenv.trainees.stacked_optimizer import StackedOptimizer
 from lrenv.training.progress import console, track
 from lrenv.training.rollout import NetworkChoice
 from lrenv.training.runfolder import write_json
 
 # what the time in lockstep is spent on, and the methods that spend it
-_PARTS = ("compute", "update", "statistics", "policy")
+_PARTS = ("compute", "update", "statistics", "validation", "policy")
 _BASELINES = ("plain", "subproc", "DACBench")
 _TIMED = (
     ("trainee", "backward", "compute"),
     ("trainee", "update", "update"),
+    ("trainee", "evaluate", "validation"),
     ("controller", "before_update", "statistics"),
     ("controller", "after_update", "statistics"),
     ("controller", "close", "statistics"),
@@ -102,9 +107,10 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def plain_loop(task: Task, settings: Settings) -> float:
     """Optimizer steps a second of a plain torch loop."""
+    trainee = build_trainee(task)
 
     def work() -> int:
-        trainee = build_trainee(task)
+        trainee._step = 0
         for _ in range(200):
             trainee.backward()
             trainee.optimizer.step()
@@ -144,9 +150,6 @@ def dacbench(python: Path | None, seconds: float) -> dict[str, float]:
 
 def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
     """Figures of ``n_runs`` runs in lockstep, whose time is split as they train."""
-    before = _resident()
-    trainee = _batch(task, n_runs)
-    memory = (_resident() - before) / n_runs / 2**20
     spent: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
     steps = whole = 0.0
     while whole < settings.seconds:
@@ -159,7 +162,7 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
         began = time.perf_counter()
         while not controller.done and time.perf_counter() - began < 8 * settings.seconds:
             run_interval(trainee, controller)
-            controller.close()
+            controller.close(trainee.evaluate("val")[0])
             if controller.deciding:
                 asked = time.perf_counter()
                 choose(observer.tokens[-1], controller)
@@ -167,12 +170,19 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
                 controller.act(torch.zeros(n_runs))
         whole += time.perf_counter() - began
         steps += controller.step * n_runs
-    speed = steps / (whole - spent["policy"])
-    shares = {part: seconds / whole for part, seconds in spent.items()}
+    in_env = whole - spent["policy"]
+    training = in_env - spent["validation"]
+    speed = steps / training
+    shares = {part: seconds / training for part, seconds in spent.items()}
+    shares["policy"] = spent["policy"] / whole
     if isinstance(task.spec, MLPSpec):
         peak = matmul_peak(settings.seconds / 4)
         shares["of peak"] = speed * _arithmetic(task.spec, task) / peak
-    return shares | {"steps_per_s": speed, "megabytes": memory}
+    return shares | {
+        "steps_per_s": speed,
+        "env_steps_per_s": steps / in_env,
+        "megabytes": _bytes(trainee) / n_runs / 2**20,
+    }
 
 
 def _time(owner: object, method: str, spent: dict[str, float], part: str) -> None:
@@ -210,8 +220,16 @@ def _batch(task: Task, n_runs: int) -> BatchedTrainee:
     return BatchedTrainee([task.spec] * n_runs, load_data(task.data), list(range(n_runs)))
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _bytes(owner: object) -> int:
+    """Memory of all tensors that a batch of runs holds, but for the data set it shares."""
+    if isinstance(owner, torch.Tensor):
+        return owner.nbytes
+    if isinstance(owner, (list, dict)):
+        return sum(map(_bytes, owner.values() if isinstance(owner, dict) else owner))
+    if isinstance(owner, (BatchedTrainee, StackedModel, StackedOptimizer)):
+        own = {k: v for k, v in vars(owner).items() if k not in ("_x", "_splits", "_params")}
+        return _bytes(own)
+    return 0
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -220,12 +238,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for column in (*shares, "MB/run"):
         table.add_column(column)
     for row in rows:
-        speed = row["steps_per_s"]
+        speed, in_env = row["steps_per_s"], row["env_steps_per_s"]
         table.add_row(
             f"{row['trainee']}, {row['optimizer']}",
             str(row["runs"]),
             f"{speed:.0f}",
-            *(f"{speed / row[name]:.1f}" if name in row else "–" for name in _BASELINES),
+            f"{speed / row['plain']:.1f}",
+            *(f"{in_env / row[k]:.1f}" if k in row else "–" for k in _BASELINES[1:]),
             *(f"{row[name]:.0%}" if name in row else "–" for name in shares),
             f"{row['megabytes']:.2f}",
         )

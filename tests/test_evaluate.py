@@ -16,13 +16,8 @@ from lrenv.policies.network import Head
 from lrenv.trainees.families import Task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training import evaluate
-from lrenv.training.evaluate import (
-    RunRecord,
-    bootstrap_interval,
-    compare_all,
-    summarise,
-    usual_peak,
-)
+from lrenv.training.evaluate import compare_all, usual_peak
+from lrenv.training.records import RunRecord, bootstrap_interval, summarise
 
 
 def record(ratio: float | None) -> RunRecord:

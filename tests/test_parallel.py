@@ -33,7 +33,9 @@ from lrenv.training.settings import GeneralistSettings
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-SETTINGS = GeneralistSettings(tasks=3, group=4, rounds=2, critic_warmup=0, epochs=1)
+SETTINGS = GeneralistSettings(
+    tasks=3, group=4, groups_per_update=3, rounds=2, critic_warmup=0, epochs=1
+)
 
 
 @pytest.fixture(scope="module")

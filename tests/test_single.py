@@ -112,15 +112,32 @@ def test_unknown_optimizers_are_refused():
         (ConvNetSpec(), "teacher", "Expected images for a convolutional network, teacher-6f-3c"),
         (ConvNetSpec((2,) * 4), "digits", "at least 16 pixels a side for 4 poolings, got 8x8"),
         (DecoderSpec(), "digits", "Expected tokens for a decoder, digits has none"),
+        (MLPSpec(), "markov", "Expected numbers for an MLP, markov-5 holds tokens"),
     ],
 )
 def test_models_refuse_data_of_another_kind(spec, data, message):
-    data = teacher_dataset(6, 3, 30, 0) if data == "teacher" else load_dataset(data)
+    made = {"teacher": teacher_dataset(6, 3, 30, 0), "markov": markov_dataset(5, 4, 0, 50)}
     with pytest.raises(InputError, match=message):
-        spec.build(data)
+        spec.build(made.get(data) or load_dataset(data))
+
+
+def test_weights_leave_the_callers_random_numbers_alone(tiny_data):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    initial_model(SPEC, tiny_data, 1)
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_convolution_is_needed():
+    with pytest.raises(InputError, match="channels of at least one convolution, got none"):
+        ConvNetSpec(())
 
 
 def test_heads_divide_the_width():
+    with pytest.raises(InputError, match="heads that divide the width, got 0 and 32"):
+        DecoderSpec(32, heads=0)
     with pytest.raises(InputError, match="heads that divide the width, got 3 and 32"):
         DecoderSpec(32, heads=3)
 

@@ -35,6 +35,11 @@ class ConvNetSpec(RunSpec):
     activation: str = "relu"
     batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.channels:
+            raise InputError("Expected channels of at least one convolution, got none; or an MLP.")
+
     def build(self, dataset: Dataset) -> nn.Sequential:
         """Make the model for a data set of images: ``(n, o·h·w)`` to ``(n, c)``."""
         if dataset.image_shape is None:

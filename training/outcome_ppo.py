@@ -136,10 +136,7 @@ class OutcomePPO:
         self.actor, self.settings, self._writer, self._workers = actor, settings, writer, workers
         self._clone = copy.deepcopy(actor).requires_grad_(False)
         self.average = copy.deepcopy(actor).requires_grad_(False)
-        # Trainees built in this process move the global generator, those of other workers do not.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed + 1)
-            self.critic = Head("scale-free", actor.n_features)
+        self.critic = Head("scale-free", actor.n_features)
         self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
         self.updates = 0

@@ -23,6 +23,8 @@ _PATIENCE = 10
 class Workers:
     """Calls a function on many items, as Ray tasks where there is more than one worker.
 
+    Ray serves within a ``with`` block alone; where it runs already, its own workers serve.
+
     Results come in the order of the items, and a call whose worker is lost is made anew. So they do
     not depend on the workers, as long as the function draws its random numbers from a seed in its
     item.

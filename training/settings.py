@@ -14,7 +14,7 @@ class GeneralistSettings:
     output: Path = Path("runs/generalist")
     """Run folder; a run that was stopped goes on from there."""
     workers: int = 1
-    """Searches and rollouts side by side, by Ray if more than one; results stay the same."""
+    """Searches and rollouts side by side, by Ray if more than one; their results stay the same."""
     ray_address: str | None = None
     """Ray cluster to use instead, by auto or host:port; needs lrenv on every machine of it."""
     hours: float = 1.0
