@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.trainees import batched
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import Dataset, downsample, load_dataset, standardise, teacher_dataset
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.mlp import MLPSpec, StackedMLP
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
 from lrenv.trainees.text import markov_dataset
@@ -206,10 +205,10 @@ def test_evaluation_in_chunks_is_that_of_the_whole_split(monkeypatch):
     data = teacher_dataset(6, 3, 4500, seed=0)
     trainee = BatchedTrainee([SPEC] * 2, data, [1, 2], torch.float64)
     n = len(data.x_train)
-    monkeypatch.setattr(batched, "_EVALUATED", 2000)
+    monkeypatch.setattr(StackedMLP, "pass_size", 2000)
 
     chunked = trainee.evaluate("train"), trainee.evaluate("train", 1500)
-    monkeypatch.setattr(batched, "_EVALUATED", 2 * n)
+    monkeypatch.setattr(StackedMLP, "pass_size", 2 * n)
     whole = trainee.evaluate("train"), trainee.evaluate("train", 1500)
 
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)

@@ -18,8 +18,6 @@ from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.stacked_optimizer import StackedOptimizer
 
-_EVALUATED = 8192  # examples of all runs in one pass, for the sake of memory
-
 
 class BatchedTrainee:
     """Runs of one shape, each with its own LR, seed and settings of the optimizer.
@@ -102,7 +100,7 @@ class BatchedTrainee:
             self._splits[split] = self._place(x), y.to(self._device)
         x, y = (part[:n_examples] for part in self._splits[split])
         loss, hits = torch.zeros(2, self.n_runs, dtype=self._dtype, device=self._device)
-        size = max(1, _EVALUATED // self.n_runs)
+        size = max(1, self._model.pass_size // self.n_runs)
         for part, labels in zip(x.split(size), y.split(size), strict=True):
             logits = self._model.predict(part)
             targets = labels.flatten().expand(self.n_runs, -1)

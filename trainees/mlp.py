@@ -73,6 +73,8 @@ class StackedMLP(StackedModel):
         device: Where the parameters live.
     """
 
+    pass_size = 131_072
+
     def __init__(
         self,
         activation: str,

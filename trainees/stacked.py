@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class StackedModel(ABC):
         dtype: Precision of the parameters.
         device: Where the parameters live.
     """
+
+    pass_size: ClassVar[int] = 8192
+    """Examples of all runs that are evaluated in one pass, for the sake of memory."""
 
     def __init__(
         self, models: Sequence[nn.Module], dtype: torch.dtype, device: torch.device
