@@ -63,6 +63,17 @@ def in_double(spec: RunSpec, data: Dataset, seed: int) -> SingleTrainee:
     return single
 
 
+def test_losses_do_not_depend_on_the_parts(tiny_data, monkeypatch):
+    def losses() -> Tensor:
+        trainee = BatchedTrainee([SPEC] * 5, tiny_data, range(5))
+        return train(trainee, torch.full((5,), 0.1))
+
+    whole = losses()
+    monkeypatch.setattr("lrenv.trainees.mlp._PART", 2 * 16 * 7)  # two runs
+
+    torch.testing.assert_close(losses(), whole, rtol=1e-4, atol=0.0)
+
+
 @pytest.mark.parametrize("seeds", [(4, 4, 4), (4, 5, 6)], ids=["shared", "distinct"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -53,6 +53,9 @@ class BatchedTrainee:
         self._model = self.spec.stack(models, dtype, self._device)
         self._optimizer = StackedOptimizer(specs, self._model.params)
         self._load_data(specs, seeds)
+        self._parts = [(slice(None), self._model)]
+        if not self._shared:
+            self._parts = self._model.parts(self.spec.batch_size)
         self._step = 0
 
     @property
@@ -77,12 +80,16 @@ class BatchedTrainee:
         """Compute gradients on the next batch of each run and return the losses, ``(r,)``."""
         index = self._order[:, self._step]
         self._step += 1
-        x = self._x.index_select(0, index.flatten())
-        if not self._shared:
-            x = x.unflatten(0, index.shape)
-        rows = (index + self._first_row).flatten()
-        labels = self._labels.index_select(0, rows).unflatten(0, (self.n_runs, -1))
-        return self._model.backward(x, labels)
+        losses = []
+        for runs, model in self._parts:
+            own = index if self._shared else index[runs]
+            x = self._x.index_select(0, own.flatten())
+            if not self._shared:
+                x = x.unflatten(0, own.shape)
+            rows = own + self._first_row[runs]
+            labels = self._labels.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+            losses.append(model.backward(x, labels))
+        return torch.cat(losses)
 
     def update(self, lr: Tensor) -> None:
         """Take an optimizer step at learning rates ``(r,)``."""

@@ -231,7 +231,7 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "mixed": _mixed,
     "convnet": _convnet,
     "decoder": _decoder,
-    "general": _take_turns(_mixed, _convnet, _decoder, _long),
+    "general": _take_turns(_mixed, _take_turns(_convnet, _decoder, _long)),
 }
 """Families of training tasks; ``"mixed"`` and ``"general"`` take turns between others."""
 

@@ -5,6 +5,7 @@ Shape legend: r runs, n batch size, i inputs of a layer, o its outputs, c classe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,8 @@ from lrenv.errors import InputError
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import ACTIVATIONS, RunSpec
 from lrenv.trainees.stacked import StackedModel
+
+_PART = 400_000  # numbers of one layer that are worked on at a time, for the sake of the cache
 
 # (derivative times upstream gradient) from the upstream gradient, pre- and post-activation
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -84,6 +87,18 @@ class StackedMLP(StackedModel):
     ) -> None:
         super().__init__(models, dtype, device)
         self._act, self._derive = _FUNCTIONS[activation], _DERIVATIVES[activation]
+
+    def parts(self, batch_size: int) -> list[tuple[slice, StackedModel]]:
+        """Split the runs into parts whose layers fit into a core's cache."""
+        widest = max(max(weight.shape[1:]) for weight in self.params[::2])
+        n_runs, size = len(self.params[0]), max(1, _PART // (batch_size * widest))
+        rows = [slice(first, first + size) for first in range(0, n_runs, size)]
+        parts = [(part, copy.copy(self)) for part in rows]
+        for part, model in parts:
+            model.params, model.grads = (
+                [t[part] for t in own] for own in (self.params, self.grads)
+            )
+        return list(parts)
 
     def logits(self, params: Mapping[str, Tensor], x: Tensor, training: bool) -> Tensor:
         """Predict, see :class:`StackedModel`."""
