@@ -27,9 +27,9 @@ from lrenv.env import LRScheduleEnv
 from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
 from lrenv.policies.sb3 import TransformerExtractor, extract_actor, policy_kwargs
-from lrenv.trainees.families import Task
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import search_experts
 from lrenv.training.generalist import summary
 from lrenv.training.outcome_ppo import OutcomePPO, evaluate_actor

@@ -18,7 +18,8 @@ import tyro
 
 from lrenv.files import make_folder
 from lrenv.policies.frozen import load_policy
-from lrenv.trainees.families import Task, held_out_tasks, load_data
+from lrenv.trainees.families import held_out_tasks
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.training.evaluate import collect_results, compare_all, publish
 from lrenv.training.parallel import Workers
 

@@ -17,10 +17,10 @@ from lrenv.observation import CLASSIC_CLIP, CLIP, FEATURES
 from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
 from lrenv.trainees.base import Trainee
-from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.window import WINDOW, StepWindow
 
 Observation = NDArray[np.float32]
@@ -68,7 +68,8 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
     ```python
     gymnasium.make("lrenv/MLP-MNIST-v0", total_steps=1000, optimizer="adam", reward="smoothness")
     ```
-    * ``trainee``: name of a trainee, see ``lrenv.trainees.registry.TRAINEES``.
+    * ``trainee``: name of a trainee, see ``lrenv.trainees.registry.TRAINEES``; or a ``Task``, which
+      sets model, data, optimizer and length itself.
     * ``preset``: ``"scale-free"`` or ``"classic"``.
     * ``reward``: name of a reward, or a function from ``RewardContext`` to a float.
     * ``reference``: the tuned expert's validation loss, for the reward ``"outcome"``.
@@ -80,15 +81,17 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def __init__(
         self,
-        trainee: str = "mlp-mnist",
+        trainee: str | Task = "mlp-mnist",
         preset: Preset = "scale-free",
         reward: str | Reward = "smoothness",
         reference: float | None = None,
         total_steps: int = 1000,
         optimizer: str | OptimizerSpec = "adam",
     ) -> None:
-        spec = OptimizerSpec(optimizer) if isinstance(optimizer, str) else optimizer
-        self._task = build_task(trainee, total_steps, spec)
+        if isinstance(trainee, str):
+            spec = OptimizerSpec(optimizer) if isinstance(optimizer, str) else optimizer
+            trainee = build_task(trainee, total_steps, spec)
+        self._task = trainee
         self._preset = preset
         self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
         self._episode = self._new_episode(self._task.seed)

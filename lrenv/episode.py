@@ -100,7 +100,8 @@ class Episode(Generic[T]):
     def _run_interval(self) -> Tensor:
         before = self.controller.step
         run_interval(self.trainee, self.controller)
-        val = self.trainee.evaluate("val")[0]
+        n_examples = None if self.controller.done else self.trainee.spec.val_examples
+        val = self.trainee.evaluate("val", n_examples)[0]
         self.controller.close(val)
         losses = self.controller.observer.window.loss[:, before - self.controller.step :]
         self._unfit = ~losses.isfinite().all(1)

@@ -10,6 +10,11 @@ from pathlib import Path
 from lrenv.errors import InputError
 
 
+def cache_folder() -> Path:
+    """Folder of what can be made again: ``$LRENV_CACHE``, or ``~/.cache/lrenv``."""
+    return Path(os.environ.get("LRENV_CACHE") or "~/.cache/lrenv").expanduser()
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder with its parents, or raise :class:`InputError` if it cannot be written."""
     try:

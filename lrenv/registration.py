@@ -13,6 +13,9 @@ _ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "preset": "classic",
         "total_steps": 1200,
     },
+    "lrenv/ResNet18-MNIST-v0": {"trainee": "resnet18-mnist"},
+    "lrenv/Decoder-Text-v0": {"trainee": "decoder-text"},
+    "lrenv/LoRA-LLM-v0": {"trainee": "lora-llm", "optimizer": "adamw"},
 }
 
 for _id, _kwargs in _ENVIRONMENTS.items():

@@ -28,8 +28,8 @@ from lrenv.episode import Episode
 from lrenv.errors import InputError
 from lrenv.rewards import Reward, build_reward
 from lrenv.trainees.batched import BatchedTrainee
-from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.registry import build_trainee
+from lrenv.trainees.tasks import Task, load_data
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

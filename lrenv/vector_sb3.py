@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnvStepReturn,
 )
 
-from lrenv.trainees.families import Task
+from lrenv.trainees.tasks import Task
 from lrenv.vector import RunSlots
 
 

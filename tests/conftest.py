@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lrenv.observation import OptimizerTraits
 from lrenv.trainees.data import Dataset, teacher_dataset
-from lrenv.trainees.families import DataSpec, Task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import DataSpec, Task
 
 settings.register_profile("lrenv", deadline=None)
 settings.load_profile("lrenv")

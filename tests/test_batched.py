@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
+from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import Dataset, downsample, load_dataset, standardise, teacher_dataset
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec, StackedMLP
+from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
 from lrenv.trainees.text import markov_dataset
@@ -27,6 +29,7 @@ FAMILIES = {
     "convnet": ConvNetSpec((4, 6), "gelu", **RUN),
     "convnet-batch-norm": ConvNetSpec((4, 6), "tanh", batch_norm=True, **RUN),
     "decoder": DecoderSpec(8, 2, 2, **RUN),
+    "autoencoder": AutoencoderSpec((5, 2), "tanh", **RUN),
 }
 OPTIMIZERS = {
     "sgd": (OptimizerSpec("sgd", 0.0), 0.4),
@@ -42,7 +45,8 @@ OPTIMIZERS = {
 def data_of(tiny_data):
     images = standardise(downsample(load_dataset("digits"), 6))
     tokens = markov_dataset(9, 7, seed=0, n_samples=300)
-    return {"mlp": tiny_data, "convnet": images, "decoder": tokens}
+    data = {"mlp": tiny_data, "convnet": images, "decoder": tokens}
+    return {**data, "autoencoder": images, "resnet18": images}
 
 
 def train(trainee: BatchedTrainee | SingleTrainee, lrs: Tensor) -> Tensor:
@@ -61,6 +65,22 @@ def in_double(spec: RunSpec, data: Dataset, seed: int) -> SingleTrainee:
     single = SingleTrainee(spec, data, seed)
     single.model.double()
     return single
+
+
+def test_resnets_agree_with_single_ones(data_of):
+    spec = ResNet18Spec(optimizer=OptimizerSpec("sgd"), batch_size=8, total_steps=4)
+    runs = [SingleTrainee(spec, data_of["resnet18"], seed) for seed in (0, 1)]
+    batched = BatchedTrainee([spec] * 2, data_of["resnet18"], [0, 1])
+    for _ in range(4):
+        expected = torch.cat([single.backward() for single in runs])
+        torch.testing.assert_close(batched.backward(), expected, rtol=1e-4, atol=0.0)
+        for trainee in (*runs, batched):
+            trainee.update(torch.full((trainee.n_runs,), 1e-3))
+    each = [single.evaluate("val", 40) for single in runs]
+    scores = [torch.cat(score) for score in zip(*each, strict=True)]
+
+    assert len({loss.item() for loss in scores[0]}) == 2
+    torch.testing.assert_close(list(batched.evaluate("val", 40)), scores, rtol=1e-3, atol=0.0)
 
 
 def test_losses_do_not_depend_on_the_parts(tiny_data, monkeypatch):

@@ -13,8 +13,8 @@ from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import Task
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
 from lrenv.training.evaluate import compare_all, usual_peak
 from lrenv.training.records import RunRecord, bootstrap_interval, summarise

@@ -2,19 +2,19 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lrenv.errors import InputError
 from lrenv.policies.experts import schedule
-from lrenv.trainees.batched import BatchedTrainee
-from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.training import expert_search
 from lrenv.training.expert_search import (
+    ScheduledRuns,
     SearchResult,
     expert_cache,
     peak_grid,
@@ -32,15 +32,9 @@ def logs(kind: str, peak: float, steps: int = 50) -> torch.Tensor:
     return torch.tensor(schedule(kind, steps, peak), dtype=torch.float64).log().float()
 
 
-@dataclass
-class Trained:
+def finished(val_loss: torch.Tensor, losses: torch.Tensor) -> ScheduledRuns:
     """Runs of known validation losses, ``(r,)``."""
-
-    val_loss: torch.Tensor
-
-    def evaluate(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        assert split == "val"
-        return self.val_loss, torch.zeros_like(self.val_loss)
+    return ScheduledRuns(losses, {"val": (val_loss, torch.zeros_like(val_loss))})
 
 
 @pytest.mark.parametrize(
@@ -63,11 +57,11 @@ def test_runs_follow_their_schedules(tiny_task):
     total = tiny_task.spec.total_steps
     rates = [schedule("linear", total, 0.1), schedule("cosine", total, 0.02)]
 
-    trained, history = run_schedules(tiny_task, rates)
+    runs = run_schedules(tiny_task, rates)
 
-    assert isinstance(trained, BatchedTrainee)
-    assert history.shape == (2, total)
-    val_loss, _ = trained.evaluate("val")
+    assert runs.losses.shape == (2, total)
+    assert list(runs.scores) == ["val"]
+    val_loss, _ = runs.scores["val"]
 
     for run, lrs in enumerate(rates):
         trainee = SingleTrainee(tiny_task.spec, load_data(tiny_task.data), tiny_task.seed)
@@ -75,7 +69,7 @@ def test_runs_follow_their_schedules(tiny_task):
         for lr in lrs:
             losses.append(trainee.backward().item())
             trainee.update(torch.tensor([lr]))
-        assert history[run].tolist() == pytest.approx(losses, rel=1e-4)
+        assert runs.losses[run].tolist() == pytest.approx(losses, rel=1e-4)
         assert val_loss[run].item() == pytest.approx(trainee.evaluate("val")[0].item(), rel=1e-4)
 
 
@@ -93,8 +87,31 @@ def test_the_best_run_is_the_best(tiny_task, tmp_path):
     found = search_experts(tiny_task, tmp_path)
     best = schedule(found.kinds[found.best], tiny_task.spec.total_steps, found.peaks[found.best])
 
-    trainee, _ = run_schedules(tiny_task, [best])
-    assert trainee.evaluate("val")[0].item() == pytest.approx(found.reference, rel=1e-3)
+    runs = run_schedules(tiny_task, [best])
+    assert runs.scores["val"][0].item() == pytest.approx(found.reference, rel=1e-3)
+
+
+def test_a_search_in_parts_goes_on_where_it_was_stopped(tiny_task, tmp_path, monkeypatch):
+    whole = search_experts(tiny_task, tmp_path / "whole")
+    monkeypatch.setattr(type(tiny_task.spec), "lockstep", 5)
+    calls = []
+
+    def stops(task, rates):
+        calls.append(len(rates))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return run_schedules(task, rates)
+
+    monkeypatch.setattr(expert_search, "run_schedules", stops)
+    with pytest.raises(KeyboardInterrupt):
+        search_experts(tiny_task, tmp_path)
+    parts = search_experts(tiny_task, tmp_path)
+
+    assert calls == [5, 5, 5, 5, 5, 5, 5, 5, 4]
+    assert parts.val_loss == pytest.approx(whole.val_loss, rel=1e-3)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [
+        f"{tiny_task.key()}.json"
+    ]
 
 
 def test_a_second_search_reads_the_cache(tiny_task, tmp_path, monkeypatch):
@@ -153,7 +170,7 @@ def test_a_damaged_cache_is_named_or_made_anew(tiny_task, tmp_path, damage):
 def test_diverged_runs_are_infinite_and_pass_through_the_cache(tiny_task, tmp_path, monkeypatch):
     losses, val = torch.ones(39, 2), torch.linspace(2.0, 1.0, 39)
     losses[5, 1], val[5], val[6] = math.nan, math.nan, math.inf
-    monkeypatch.setattr(expert_search, "run_schedules", lambda *_: (Trained(val), losses))
+    monkeypatch.setattr(expert_search, "run_schedules", lambda *_: finished(val, losses))
 
     first, again = (search_experts(tiny_task, tmp_path) for _ in range(2))
 
@@ -164,7 +181,7 @@ def test_diverged_runs_are_infinite_and_pass_through_the_cache(tiny_task, tmp_pa
 
 def test_a_task_on_which_all_experts_diverge_is_refused(tiny_task, tmp_path, monkeypatch):
     bad = torch.full((39,), math.nan)
-    outcome = Trained(bad), bad[:, None]
+    outcome = finished(bad, bad[:, None])
     monkeypatch.setattr(expert_search, "run_schedules", lambda *_: outcome)
 
     with pytest.raises(InputError, match="but all of them diverged; check the data"):

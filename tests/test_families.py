@@ -12,10 +12,11 @@ import torch
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import DataSpec, Task, held_out_tasks, load_data, training_task
+from lrenv.trainees.families import held_out_tasks, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.trainees.text import CHARACTERS
 
 TRAINING = [training_task(i) for i in range(300)]

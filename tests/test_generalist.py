@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from lrenv.errors import InputError
 from lrenv.policies.frozen import load_policy
-from lrenv.trainees.families import Task, training_task
+from lrenv.trainees.families import training_task
+from lrenv.trainees.tasks import Task
 from lrenv.training import clone, generalist
 from lrenv.training.generalist import EXPORT_NAME, summary, train_generalist
 from lrenv.training.outcome_ppo import OutcomePPO

@@ -229,7 +229,7 @@ def test_classic_policy_refuses_another_architecture(tmp_path: Path) -> None:
     policy = make_policy(tmp_path, "classic")
     spec = MLPSpec((16, 16), total_steps=STEPS)
     task = build_task("mlp-mnist-classic")
-    from lrenv.trainees.families import load_data
+    from lrenv.trainees.tasks import load_data
 
     trainee = SingleTrainee(spec, load_data(task.data), 0)
     scheduler = LearnedLR(trainee.optimizer, STEPS, policy)

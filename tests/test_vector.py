@@ -13,9 +13,10 @@ from lrenv import InputError, LRScheduleEnv
 from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import policy_kwargs
-from lrenv.trainees.families import Task, training_task
+from lrenv.trainees.families import training_task
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task
 from lrenv.vector import LRScheduleVectorEnv
 from lrenv.vector_sb3 import LRScheduleVecEnv
 

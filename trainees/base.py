@@ -8,12 +8,16 @@ from torch import Tensor
 
 from lrenv.controller import Run
 from lrenv.observation import OptimizerTraits
+from lrenv.trainees.specs import RunSpec
 
 Split = Literal["train", "val", "test"]
 
 
 class Trainee(Run, Protocol):
     """A model, its data, loss and optimizer, to be trained; or ``n_runs`` of them in lockstep."""
+
+    spec: RunSpec
+    """What the runs have in common."""
 
     @property
     def n_runs(self) -> int:

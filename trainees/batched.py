@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
@@ -107,13 +106,12 @@ class BatchedTrainee:
             self._splits[split] = self._place(x), y.to(self._device)
         x, y = (part[:n_examples] for part in self._splits[split])
         loss, hits = torch.zeros(2, self.n_runs, dtype=self._dtype, device=self._device)
-        size = max(1, self._model.pass_size // self.n_runs)
+        size = max(1, min(self._model.pass_size // self.n_runs, self.spec.eval_batch))
+        count = 0
         for part, labels in zip(x.split(size), y.split(size), strict=True):
-            logits = self._model.predict(part)
-            targets = labels.flatten().expand(self.n_runs, -1)
-            loss += F.cross_entropy(logits, targets, reduction="none").sum(1)
-            hits += (logits.argmax(1) == targets).sum(1)
-        return loss / y.numel(), hits / y.numel()
+            losses, right, n = self._model.score(part, labels)
+            loss, hits, count = loss + losses, hits + right, count + n
+        return loss / count, hits / count
 
     def _place(self, x: Tensor) -> Tensor:
         """Bring inputs to the device, and to the precision unless they are tokens."""

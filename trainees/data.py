@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,11 +134,25 @@ def _digits(_root: Path) -> Dataset:
     )
 
 
+def _breast_cancer(_root: Path) -> Dataset:
+    from sklearn.datasets import load_breast_cancer
+
+    return _tabular(load_breast_cancer, "breast-cancer", "569 tumours of 30 measures")
+
+
+def _wine(_root: Path) -> Dataset:
+    from sklearn.datasets import load_wine
+
+    return _tabular(load_wine, "wine", "178 wines of 13 measures")
+
+
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "mnist": _mnist,
     "mnist-5k": _mnist_5k,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
+    "breast-cancer": _breast_cancer,
+    "wine": _wine,
 }
 
 
@@ -273,7 +288,7 @@ def _take(
 
 
 def _stratified(
-    x: Tensor, y: Tensor, *, name: str, image_shape: tuple[int, int, int], note: str
+    x: Tensor, y: Tensor, *, name: str, image_shape: tuple[int, int, int] | None, note: str
 ) -> Dataset:
     """Split 60/20/20 within each class; the rows of a split are in random order."""
     generator = _generator(SPLIT_SEED)
@@ -289,6 +304,20 @@ def _stratified(
     joined = [torch.cat(part) for part in parts]
     shuffled = tuple(rows[torch.randperm(len(rows), generator=generator)] for rows in joined)
     return _take(x, y, shuffled, name=name, n_classes=n_classes, note=note, image_shape=image_shape)
+
+
+def _tabular(load: Callable[..., tuple[Any, Any]], name: str, content: str) -> Dataset:
+    """Split a table of scikit-learn and standardise each column by its train split."""
+    x, y = load(return_X_y=True)
+    data = _stratified(
+        torch.from_numpy(x).float(),
+        torch.from_numpy(y).long(),
+        name=name,
+        image_shape=None,
+        note=f"scikit-learn's {name} data, {content}",
+    )
+    std, mean = torch.std_mean(data.x_train, dim=0)
+    return _map_inputs(data, lambda x: (x - mean) / _nonzero(std))
 
 
 def _from_idx(kind: str, root: Path, name: str, note: str) -> Dataset:

@@ -8,10 +8,12 @@ from dataclasses import replace
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import DataSpec, Task, load_data
+from lrenv.trainees.lora import LoRASpec
 from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import DataSpec, Task, load_data
 
 CLASSIC_EPOCHS = 100
 _PROJECTION_SEED = 0
@@ -37,17 +39,38 @@ def convnet_mnist(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task
     return Task(DataSpec("mnist"), spec, seed)
 
 
+def resnet18_mnist(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """ResNet-18 on MNIST, batches of 64."""
+    spec = ResNet18Spec(optimizer=optimizer, batch_size=64, total_steps=total_steps)
+    return Task(DataSpec("mnist"), spec, seed)
+
+
 def decoder_text(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """A decoder of 6 layers, width 768 and 4 heads on characters of Python's reference, 8 × 64."""
+    spec = DecoderSpec(768, 6, 4, optimizer=optimizer, batch_size=8, total_steps=total_steps)
+    return Task(DataSpec("python-docs", context=64), spec, seed)
+
+
+def decoder_text_small(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
     """A decoder of 2 layers and width 64 on characters of the Python reference, 16 × 32."""
     spec = DecoderSpec(64, 2, 4, optimizer=optimizer, batch_size=16, total_steps=total_steps)
     return Task(DataSpec("python-docs", context=32), spec, seed)
+
+
+def lora_llm(total_steps: int, optimizer: OptimizerSpec, seed: int) -> Task:
+    """LoRA of rank 8 on SmolLM2-135M, from household instructions to programs, batches of 4."""
+    spec = LoRASpec(optimizer=optimizer, total_steps=total_steps)
+    return Task(DataSpec("virtualhome", context=128, tokenizer=spec.model), spec, seed)
 
 
 TRAINEES: dict[str, Callable[[int, OptimizerSpec, int], Task]] = {
     "mlp-mnist": mlp_mnist,
     "mlp-mnist-classic": mlp_mnist_classic,
     "convnet-mnist": convnet_mnist,
+    "resnet18-mnist": resnet18_mnist,
     "decoder-text": decoder_text,
+    "decoder-text-small": decoder_text_small,
+    "lora-llm": lora_llm,
 }
 
 

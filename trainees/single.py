@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
+from lrenv.trainees.looped import trained
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
-
-_EVALUATED = 1000  # examples in one pass, for the sake of memory
 
 
 class SingleTrainee:
@@ -29,10 +28,10 @@ class SingleTrainee:
     n_runs = 1
 
     def __init__(self, spec: RunSpec, dataset: Dataset, seed: int) -> None:
-        self.spec, self.dataset = spec, dataset
+        self.spec, self.dataset, self._seed = spec, dataset, seed
         self.model = initial_model(spec, dataset, seed)
-        self.optimizer = spec.optimizer.build(self.model.parameters())
-        self._params = list(self.model.parameters())
+        self.optimizer = spec.optimizer.build(trained(self.model))
+        self._params = trained(self.model)
         n_train = len(dataset.x_train)
         self._order = batch_order(n_train, spec.batch_size, spec.total_steps, seed)
         self._labels = noisy_labels(dataset.y_train, dataset.n_classes, spec.label_noise, seed)
@@ -61,7 +60,8 @@ class SingleTrainee:
         index = self._order[self._step]
         self._step += 1
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(self.dataset.x_train[index]), self._labels[index])
+        with self._random_numbers():
+            loss = self.spec.loss(self.model, self.dataset.x_train[index], self._labels[index])
         loss.backward()
         return loss.detach()[None]
 
@@ -94,8 +94,23 @@ class SingleTrainee:
             n_examples: Read only that many examples, the first ones.
         """
         x, y = (part[:n_examples] for part in self.dataset.split(split))
+        size = self.spec.eval_batch
         self.model.eval()
-        logits = torch.cat([self.model(part) for part in x.split(_EVALUATED)])
+        rows = [
+            self.spec.score(self.model, *part)
+            for part in zip(x.split(size), y.split(size), strict=True)
+        ]
         self.model.train()
-        accuracy = (logits.argmax(1) == y).to(logits).mean()
-        return F.cross_entropy(logits, y)[None], accuracy[None]
+        losses, hits, counts = zip(*rows, strict=True)
+        total = torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]) / sum(counts)
+        return total[:1], total[1:]
+
+    @contextmanager
+    def _random_numbers(self) -> Iterator[None]:
+        """Draw a step's random numbers from the seed, so that a stopped run goes on exactly."""
+        if not self.spec.stochastic:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed * 1_000_003 + self._step)
+            yield

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrenv.errors import InputError
 from lrenv.trainees.data import Dataset
@@ -25,6 +26,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
 }
 """``"rmsprop"`` is for tests: no policy is trained on it."""
+
+IGNORED = -100
+"""Label of what is not predicted, as torch's cross-entropy has it."""
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
@@ -77,6 +81,14 @@ class RunSpec(ABC):
     """
 
     kind: ClassVar[str]
+    keeps_weights: ClassVar[bool] = False
+    """Whether runs start from the weights that the model is built with, or new ones are drawn."""
+    lockstep: ClassVar[int | None] = None
+    """Runs that are trained side by side at most, for the sake of memory."""
+    eval_batch: ClassVar[int] = 1000
+    """Examples evaluated in one pass, for the sake of memory."""
+    val_examples: ClassVar[int | None] = None
+    """Examples of the validation loss at a decision; all where it is cheap."""
     optimizer: OptimizerSpec = OptimizerSpec()
     batch_size: int = 64
     total_steps: int = 1000
@@ -104,6 +116,21 @@ class RunSpec(ABC):
         """Stack models that :meth:`build` made, to be trained in lockstep."""
 
     @property
+    def stochastic(self) -> bool:
+        """Whether a step draws random numbers of its own, as dropout does."""
+        return False
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+        return F.cross_entropy(model(x), y)
+
+    def score(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Summed losses of a batch, right predictions among them (or NaN), and their number."""
+        logits = model(x)
+        hits = (logits.argmax(1) == y).sum()
+        return F.cross_entropy(logits, y, reduction="sum"), hits, y.numel()
+
+    @property
     def shape(self) -> Self:
         """The specification less what runs in lockstep may differ in."""
         optimizer = OptimizerSpec(self.optimizer.name)
@@ -121,15 +148,20 @@ def initial_model(spec: RunSpec, dataset: Dataset, seed: int) -> nn.Module:
 
     As torch's Linear and Conv2d do, matrices and the vectors beside them are uniform within
     ±1/√(inputs); embeddings are normal with variance 1/width; norms stay at 1 and 0. All but
-    norms are multiplied by the specification's scale.
+    norms are multiplied by the specification's scale. Models that keep their weights draw them
+    themselves, by torch's global generator at the same seed.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # torch draws weights that are replaced below
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model = spec.build(dataset)
     for module in model.modules():
         bound = math.nan
         for param in module.parameters(recurse=False):
-            if isinstance(module, _NORMS):
+            if isinstance(module, _NORMS) or not param.requires_grad:
+                continue
+            if spec.keeps_weights:
+                param.data.mul_(spec.init_scale)
                 continue
             if isinstance(module, nn.Embedding):
                 draw = torch.randn(param.shape, generator=generator) * param.shape[1] ** -0.5

@@ -1,9 +1,12 @@
-"""Data sets of tokens: real English text that comes with Python, and random Markov chains."""
+"""Data sets of tokens: real text that comes with Python, and random Markov chains."""
 
 from __future__ import annotations
 
 import platform
 import random
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
@@ -15,6 +18,11 @@ from lrenv.trainees.data import SPLIT_SEED, Dataset
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 """The vocabulary of characters; others read as spaces."""
 
+_MODULES = (
+    "argparse ast calendar cmd codecs configparser csv difflib doctest enum fractions ftplib "
+    "functools gettext imaplib inspect mailbox optparse pathlib pdb pickletools platform random "
+    "shutil smtplib statistics subprocess tarfile textwrap traceback typing zipfile"
+)
 _RANK = 8  # of the random transition logits
 
 
@@ -26,23 +34,44 @@ def python_docs(context: int) -> Dataset:
     Args:
         context: Tokens of a sequence; the labels are the sequence shifted by one.
     """
+    return _characters(topics, context, "python-docs", "the language reference")
+
+
+def python_source(context: int) -> Dataset:
+    """Characters of modules of Python's standard library, in sequences of ``context``.
+
+    They are split 80/10/10 at random, so that no module is in two splits.
+
+    Args:
+        context: Tokens of a sequence; the labels are the sequence shifted by one.
+    """
+    modules = {}
+    for name in _MODULES.split():
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        modules[name] = Path(spec.origin).read_text(encoding="utf-8")
+    return _characters(modules, context, "python-source", "modules of the standard library")
+
+
+def _characters(texts: Mapping[str, str], context: int, name: str, content: str) -> Dataset:
     _check_context(context)
-    names = sorted(topics)
+    names = sorted(texts)
     random.Random(SPLIT_SEED).shuffle(names)
     first, second = round(0.8 * len(names)), round(0.9 * len(names))
     parts = names[:first], names[first:second], names[second:]
     index = {character: i for i, character in enumerate(CHARACTERS)}
     tokens = [
-        torch.tensor([index.get(c, index[" "]) for name in part for c in topics[name]])
+        torch.tensor([index.get(c, index[" "]) for key in part for c in texts[key]])
         for part in parts
     ]
     rows = [
         t[: (len(t) - 1) // context * context + 1].unfold(0, context + 1, context) for t in tokens
     ]
-    note = f"the language reference in Python {platform.python_version()}, characters"
+    version = platform.python_version()
+    note = f"{content} in Python {version}, characters"
     # The text differs between versions, and the name tells results on them apart.
-    name = f"python-docs-{platform.python_version()}"
-    return _shifted(rows, name, len(CHARACTERS), note)
+    return _shifted(rows, f"{name}-{version}", len(CHARACTERS), note)
 
 
 def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000) -> Dataset:
@@ -70,6 +99,13 @@ def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000
     parts = rows.split([n_samples - 2 * n_held, n_held, n_held])
     note = f"sequences of a random Markov chain of order 2, seed {seed}"
     return _shifted(parts, f"markov-{n_tokens}", n_tokens, note)
+
+
+CHARACTER_TEXTS: dict[str, Callable[[int], Dataset]] = {
+    "python-docs": python_docs,
+    "python-source": python_source,
+}
+"""Texts of characters, by name; each takes the tokens of a sequence."""
 
 
 def _check_context(context: int) -> None:

@@ -28,8 +28,8 @@ from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import ClassicTransformer
 from lrenv.policies.sb3 import TransformerExtractor, extract_actor, policy_kwargs
-from lrenv.trainees.families import load_data
 from lrenv.trainees.registry import build_task
+from lrenv.trainees.tasks import load_data
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import (
     check_settings,

@@ -20,7 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.policies.network import Head
-from lrenv.trainees.families import Task, training_task
+from lrenv.trainees.families import training_task
+from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import SearchResult, search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.progress import track

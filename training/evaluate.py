@@ -27,9 +27,9 @@ from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.training.expert_search import (
     SearchResult,
     check_data,
@@ -174,11 +174,11 @@ def compare(
         plans.append((label, "constant", mean_lr))
     plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
     rates = [schedule(kind, total, top) for _, kind, top in plans]
-    trainee, losses = run_schedules(task, rates)
-    finals = torch.stack([trainee.evaluate("val")[0], *trainee.evaluate("test")], 1)
+    runs = run_schedules(task, rates, ("val", "test"))
+    finals = torch.stack([runs.scores["val"][0], *runs.scores["test"]], 1)
     for k, (label, kind, top) in enumerate(plans):
         labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)
-        history = (losses[k], torch.tensor(rates[k]))
+        history = (runs.losses[k], torch.tensor(rates[k]))
         records.append(make_record(labels, search.reference, finals[k].tolist(), history))
     return records
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +14,12 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
+from lrenv.files import cache_folder
 from lrenv.policies.experts import TUNED_KINDS, schedule
+from lrenv.trainees.base import Split
 from lrenv.trainees.batched import BatchedTrainee
-from lrenv.trainees.families import Task, load_data
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.progress import track
 from lrenv.training.runfolder import read_json, write_json
@@ -81,7 +82,7 @@ def search_experts(task: Task, cache: Path | None = None) -> SearchResult:
         task: The task.
         cache: Folder of earlier results; :func:`expert_cache` by default.
     """
-    return _read(task, cache) or _keep(task, cache, _run_grid(task))
+    return _read(task, cache) or _keep(task, cache, _run_grid(task, cache))
 
 
 def search_all(tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> list[SearchResult]:
@@ -115,8 +116,7 @@ def check_data(task: Task, name: str) -> None:
 
 def expert_cache() -> Path:
     """Folder of search results: ``$LRENV_CACHE/experts`` or ``~/.cache/lrenv/experts``."""
-    root = Path(os.environ.get("LRENV_CACHE") or "~/.cache/lrenv").expanduser()
-    return root / "experts"
+    return cache_folder() / "experts"
 
 
 def _read(task: Task, cache: Path | None) -> SearchResult | None:
@@ -143,21 +143,16 @@ def _entry(task: Task, cache: Path | None) -> tuple[Path, dict[str, Any]]:
 
 def _run_grid_on(data: str, task: Task) -> SearchResult:
     check_data(task, data)
-    return _run_grid(task)
+    return _run_grid(task, None)
 
 
-def _run_grid(task: Task) -> SearchResult:
+def _run_grid(task: Task, cache: Path | None) -> SearchResult:
     grid = [(kind, peak) for kind in TUNED_KINDS for peak in peak_grid(task.spec.optimizer)]
     rates = [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
-    trainee, losses = run_schedules(task, rates)
-    final, _ = trainee.evaluate("val")
+    path = (cache or expert_cache()) / f"{task.key()}-part.json"
+    finals = _train_in_parts(task, rates, path)
     kinds, peaks = zip(*grid, strict=True)
-    result = SearchResult(
-        kinds,
-        peaks,
-        tuple(torch.nan_to_num(final, torch.inf, torch.inf).tolist()),
-        tuple(torch.nan_to_num(losses.mean(1), torch.inf, torch.inf).tolist()),
-    )
+    result = SearchResult(kinds, peaks, *zip(*finals, strict=True))
     if not math.isfinite(result.reference):
         raise InputError(
             f"Expected at least one expert to train {task.spec}, but all of them diverged; "
@@ -166,18 +161,59 @@ def _run_grid(task: Task) -> SearchResult:
     return result
 
 
+def _train_in_parts(
+    task: Task, rates: Sequence[Sequence[float]], path: Path
+) -> list[tuple[float, float]]:
+    """Final validation and mean training loss under each schedule; a file keeps what is done."""
+    size = task.spec.lockstep or len(rates)
+    done = [(val, train) for val, train in read_json(path)] if path.exists() else []
+    while len(done) < len(rates):
+        runs = run_schedules(task, rates[len(done) : len(done) + size])
+        losses = torch.stack([runs.scores["val"][0], runs.losses.mean(1)], 1)
+        done += [(v, t) for v, t in torch.nan_to_num(losses, torch.inf, torch.inf).tolist()]
+        if len(done) < len(rates):
+            write_json(path, done)
+    path.unlink(missing_ok=True)
+    return done
+
+
+@dataclass(frozen=True)
+class ScheduledRuns:
+    """Runs of a task under given schedules.
+
+    Attributes:
+        losses: Training loss of every step, ``(runs, total_steps)``.
+        scores: Final loss and accuracy on each split that was asked for, ``(runs,)`` each.
+    """
+
+    losses: Tensor
+    scores: dict[Split, tuple[Tensor, Tensor]]
+
+
 def run_schedules(
-    task: Task, schedules: Sequence[Sequence[float]]
-) -> tuple[BatchedTrainee, Tensor]:
+    task: Task, schedules: Sequence[Sequence[float]], splits: Sequence[Split] = ("val",)
+) -> ScheduledRuns:
     """Train one run of a task under each schedule, all with the same seed.
 
-    Returns:
-        The trained runs and the training loss of every step, ``(runs, total_steps)``.
+    Args:
+        task: The task.
+        schedules: LR of every step, for each run.
+        splits: Splits to evaluate the trained runs on.
     """
-    rates, n_runs = torch.tensor(schedules), len(schedules)
-    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-    losses = []
-    for step in range(task.spec.total_steps):
-        losses.append(trainee.backward())
-        trainee.update(rates[:, step])
-    return trainee, torch.stack(losses, 1)
+    losses: list[Tensor] = []
+    scores: dict[Split, list[tuple[Tensor, Tensor]]] = {split: [] for split in splits}
+    for rates in torch.tensor(schedules).split(task.spec.lockstep or len(schedules)):
+        n_runs = len(rates)
+        trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
+        steps = []
+        for step in range(task.spec.total_steps):
+            steps.append(trainee.backward())
+            trainee.update(rates[:, step])
+        losses.append(torch.stack(steps, 1))
+        for split in splits:
+            scores[split].append(trainee.evaluate(split))
+    joined = {
+        split: (torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
+        for split, rows in scores.items()
+    }
+    return ScheduledRuns(torch.cat(losses), joined)

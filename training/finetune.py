@@ -15,10 +15,10 @@ from lrenv.errors import InputError
 from lrenv.files import make_folder, write_atomic
 from lrenv.policies.frozen import load_policy
 from lrenv.scheduler import LearnedLR
-from lrenv.trainees.families import load_data
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import load_data
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import (
     check_settings,

@@ -18,7 +18,8 @@ from lrenv.files import make_folder
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import Task, training_task
+from lrenv.trainees.families import training_task
+from lrenv.trainees.tasks import Task
 from lrenv.training.clone import clone
 from lrenv.training.expert_search import search_all
 from lrenv.training.outcome_ppo import WORST_RETURN, OutcomePPO, evaluate_actor

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
-from lrenv.trainees.families import Task
+from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.rollout import (

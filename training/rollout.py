@@ -16,7 +16,7 @@ from lrenv.controller import Controller, run_interval
 from lrenv.observation import FEATURES, ScaleFreeObserver
 from lrenv.policies.network import Head
 from lrenv.trainees.batched import BatchedTrainee
-from lrenv.trainees.families import Task, load_data
+from lrenv.trainees.tasks import Task, load_data
 
 VALIDATE_EVERY = 4
 """Decisions between two validation losses."""

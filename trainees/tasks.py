@@ -1,0 +1,115 @@
+"""Tasks: a data set and what is done to it, a model, an optimizer and a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from lrenv.trainees.autoencoder import AutoencoderSpec
+from lrenv.trainees.convnet import ConvNetSpec
+from lrenv.trainees.data import (
+    Dataset,
+    downsample,
+    load_dataset,
+    random_projection,
+    standardise,
+    teacher_dataset,
+)
+from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.encoding import instruction_dataset
+from lrenv.trainees.lora import LoRASpec
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.resnet import ResNet18Spec
+from lrenv.trainees.specs import OptimizerSpec, RunSpec
+from lrenv.trainees.text import CHARACTER_TEXTS, markov_dataset
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and what is done to it.
+
+    Attributes:
+        name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
+            instructions, ``"teacher"`` or ``"markov"``.
+        size: Side to which images are down-sampled; 0 leaves them.
+        projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
+        n_classes: Classes of a teacher, tokens of a Markov chain.
+        n_train: Training examples kept; 0 keeps all.
+        seed: Seed of projection, teacher and Markov chain.
+        context: Tokens of a sequence of text or a Markov chain; of instructions at most.
+        tokenizer: The language model whose tokens instructions are made of.
+        all_tokens: Whether the tokens of a prompt count in the loss.
+    """
+
+    name: str
+    size: int = 0
+    projection: int = 0
+    n_classes: int = 10
+    n_train: int = 0
+    seed: int = 0
+    context: int = 0
+    tokenizer: str = ""
+    all_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trainee to be scheduled: data, model, optimizer and seed."""
+
+    data: DataSpec
+    spec: RunSpec
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the task as JSON values."""
+        return {"data": asdict(self.data), "spec": self.spec.to_json(), "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Task:
+        """Read what :meth:`to_json` returned."""
+        return cls(DataSpec(**data["data"]), _spec_from_json(data["spec"]), data["seed"])
+
+    def key(self) -> str:
+        """A hash that names the task in caches."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+_SPECS: dict[str, type[RunSpec]] = {
+    s.kind: s for s in (MLPSpec, ConvNetSpec, DecoderSpec, ResNet18Spec, AutoencoderSpec, LoRASpec)
+}
+
+
+def _spec_from_json(data: dict[str, Any]) -> RunSpec:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    kind, optimizer = values.pop("kind"), OptimizerSpec(**values.pop("optimizer"))
+    return _SPECS[kind](optimizer=optimizer, **values)
+
+
+@lru_cache(maxsize=16)
+def load_data(spec: DataSpec) -> Dataset:
+    """Load and transform the data set of a task."""
+    if spec.name == "teacher":
+        data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed)
+    elif spec.name == "markov":
+        data = markov_dataset(spec.n_classes, spec.context, spec.seed)
+    elif spec.name in CHARACTER_TEXTS:
+        data = CHARACTER_TEXTS[spec.name](spec.context)
+    elif spec.tokenizer:
+        data = instruction_dataset(spec.name, spec.tokenizer, spec.context, spec.all_tokens)
+    else:
+        data = load_dataset(spec.name)
+        if spec.size:
+            data = downsample(data, spec.size)
+        data = (
+            random_projection(data, spec.projection, spec.seed)
+            if spec.projection
+            else standardise(data)
+        )
+    if spec.n_train:
+        kept = {name: getattr(data, name)[: spec.n_train] for name in ("x_train", "y_train")}
+        data = replace(data, **kept)
+    return data
