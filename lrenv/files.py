@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lrenv.errors import InputError
 
@@ -29,13 +32,24 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
+def write_atomic(path: Path, write: Callable[[Path], object], mode: int = 0o644) -> None:
+    """Let ``write`` fill a temporary file or folder beside ``path``, then rename it to ``path``.
+
+    Raises:
+        InputError: There is no room, or it may not be written there; ``path`` stays as it was.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
+        temporary.chmod(mode)  # safetensors writes for the owner alone
         temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Expected room to write {path}, got: {reason}; free space or name another folder."
+        ) from None
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)

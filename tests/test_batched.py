@@ -121,7 +121,9 @@ def test_losses_equal_those_of_single_runs(data_of, dtype, tolerance, family, op
         torch.testing.assert_close(
             batched.evaluate(split)[0], scores[0], rtol=10 * tolerance, atol=0
         )
-        assert batched.evaluate(split)[1].tolist() == pytest.approx(scores[1].tolist(), abs=0.011)
+        # NaN where the model predicts no classes
+        hits = pytest.approx(scores[1].tolist(), abs=0.011, nan_ok=family == "autoencoder")
+        assert batched.evaluate(split)[1].tolist() == hits
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)], ids=["shared", "distinct"])

@@ -10,11 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
+from lrenv.trainees.language_model import load_language_model
+from lrenv.trainees.tasks import load_data
 from lrenv.training.cli import main
+from lrenv.training.finetune import finetune_task
+from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
+
+LLM = ["finetune", "--trainee", "lora-llm", "--model", "tiny-llama"]
+SETTINGS = {"trainee": "lora-llm", "total_steps": 20}
+
+
+def llm_settings(data: str) -> LanguageModelSettings:
+    return LanguageModelSettings(data=data, model="tiny-llama")
 
 
 @pytest.fixture
@@ -47,6 +59,13 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["finetune", "--total-steps", "0"], "total_steps of at least 1"),
         (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
         (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
+        (["finetune", "--rank", "4"], "with the trainee lora-llm alone, got them with mlp-mnist"),
+        ([*LLM, "--data", "nope"], "Expected instructions among virtualhome, virtualhome-titles"),
+        ([*LLM, "--data", "no.jsonl"], "Expected a JSONL file at no.jsonl"),
+        ([*LLM, "--data", "babyai", "--targets", "c_attn"], "down_proj, gate_proj, k_proj"),
+        ([*LLM, "--data", "babyai", "--max-length", "3"], "within 3 tokens, got none of"),
+        ([*LLM, "--data", "babyai", "--max-length", "1"], "max_length of at least 2"),
+        ([*LLM, "--model", "gpt"], "Expected smollm2-135m, tiny-llama, a folder"),
         (["evaluate", "--seeds", "0"], "at least one seed, optimizer and policy, got 0"),
         (["evaluate", "--bad-option", "1"], "--bad-option"),
         (["evaluate", "--seeds", "many"], "many"),
@@ -92,8 +111,43 @@ def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> N
     assert (out / "model.safetensors").stat().st_size > 4 * 48 * 48
 
 
-def test_killed_finetune_resumes_to_the_same_weights(policy: str, tmp_path: Path) -> None:
-    common = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
+@pytest.fixture
+def instructions(tmp_path: Path) -> str:
+    path = tmp_path / "my.jsonl"
+    rows = [{"prompt": f"count to {i}", "response": "one two " * (i % 3 + 1)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def llm(policy: str, data: str, out: Path) -> list[str]:
+    argv = ["finetune", "--trainee", "lora-llm", "--model", "tiny-llama", "--policy", policy]
+    return [*argv, "--data", data, "--dropout", "0.1", "--answers", "2", "--output", str(out)]
+
+
+def test_finetune_of_a_language_model(policy: str, instructions: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main([*llm(policy, instructions, out), "--total-steps", "20"])
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["data"] == "my.jsonl"
+    assert 0.0 <= metrics["rougeL"] <= 1.0
+    assert metrics["general_loss_after"] != metrics["general_loss_before"]
+    model = PeftModel.from_pretrained(load_language_model("tiny-llama"), str(out / "adapter"))
+    task = finetune_task(FinetuneSettings(**SETTINGS | {"llm": llm_settings(instructions)}))
+    data = load_data(task.data)
+    loss, _, count = task.spec.score(model.eval(), data.x_val, data.y_val)
+    assert loss.item() / count == pytest.approx(metrics["val_loss"], rel=1e-5)
+    assert "<h2>Results</h2>" in (out / "report.html").read_text()
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("trainee", ["mlp-mnist-classic", "lora-llm"])
+def test_killed_finetune_resumes_to_the_same_weights(
+    policy: str, instructions: str, tmp_path: Path, trainee: str
+) -> None:
+    common = ["finetune", "--trainee", trainee, "--policy", policy]
+    if trainee == "lora-llm":
+        common = llm(policy, instructions, tmp_path)[:-2]
     common += ["--checkpoint-every", "10", "--output"]
     main([*common, str(tmp_path / "whole"), "--total-steps", "150"])
     code = (
@@ -116,7 +170,8 @@ def test_killed_finetune_resumes_to_the_same_weights(policy: str, tmp_path: Path
     assert killed.returncode == -9
     assert not (tmp_path / "killed" / "metrics.json").exists()
     main(argv)
-    for name in ("model.safetensors", "decisions.jsonl", "metrics.json"):
+    weights = "adapter/adapter_model.safetensors" if trainee == "lora-llm" else "model.safetensors"
+    for name in (weights, "decisions.jsonl", "metrics.json"):
         whole, resumed = (tmp_path / run / name for run in ("whole", "killed"))
         assert whole.read_bytes() == resumed.read_bytes(), name
 

@@ -16,6 +16,11 @@ from lrenv import InputError, LRScheduleEnv
 from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import extract_actor, policy_kwargs
+from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.language_model import TINY
+from lrenv.trainees.lora import LoRASpec
+from lrenv.trainees.resnet import ResNet18Spec
+from lrenv.trainees.tasks import DataSpec, Task
 
 IDS = ["lrenv/MLP-MNIST-v0", "lrenv/MLP-MNIST-Classic-v0"]
 
@@ -42,6 +47,48 @@ def test_both_checkers_pass_without_a_warning(env_id: str, reward: str) -> None:
         warnings.simplefilter("error")
         check_env(env)
         sb3_check_env(env)
+
+
+SMALL = {
+    "lrenv/ResNet18-MNIST-v0": (DataSpec("digits"), ResNet18Spec(batch_size=8, total_steps=20)),
+    "lrenv/Decoder-Text-v0": (
+        DataSpec("python-docs", context=8),
+        DecoderSpec(16, 2, 2, batch_size=4, total_steps=20),
+    ),
+    "lrenv/LoRA-LLM-v0": (
+        DataSpec("babyai", context=96, tokenizer=TINY),
+        LoRASpec(model=TINY, batch_size=2, total_steps=20),
+    ),
+}
+
+
+@pytest.fixture
+def few_missions(monkeypatch):
+    monkeypatch.setattr("lrenv.trainees.instructions._EPISODES", 40)
+
+
+@pytest.mark.parametrize("env_id", SMALL)
+@pytest.mark.usefixtures("few_missions")
+def test_environments_of_larger_trainees_pass_both_checkers_and_train(env_id: str) -> None:
+    data, spec = SMALL[env_id]
+    env = gym.make(env_id, trainee=Task(data, spec, 0)).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="transformers")
+        check_env(env)
+        sb3_check_env(env)
+    _, rewards = episode(env, 0, np.full(40, 0.2))
+    assert env.controller.step == 20
+    assert np.isfinite(rewards).all()
+    assert env.window.loss.shape == (1, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["lrenv/ResNet18-MNIST-v0", "lrenv/Decoder-Text-v0"])
+def test_environments_of_larger_trainees_train_at_full_size(env_id: str) -> None:
+    env = gym.make(env_id, total_steps=20)
+    episode(env, 0, np.full(40, 0.4))
+    assert env.unwrapped.controller.step == 20
 
 
 @pytest.mark.parametrize("env_id", IDS)

@@ -46,7 +46,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         temporary.write_text("ne")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        InputError, match=r"room to write .*file.txt, got: .*No space left on device"
+    ):
         write_atomic(path, half)
 
     assert path.read_text() == "old"

@@ -72,16 +72,21 @@ class SingleTrainee:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return model, optimizer and position in the data as tensors and plain values."""
+        """Return model, optimizer and position in the data as tensors and plain values.
+
+        Frozen weights, which the specification names, are left out.
+        """
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        state = self.model.state_dict()
         return {
-            "model": self.model.state_dict(),
+            "model": {name: value for name, value in state.items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "step": self._step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self._step = state["step"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ from lrenv.errors import InputError
 from lrenv.files import make_folder, write_atomic
 from lrenv.policies.frozen import load_policy
 from lrenv.scheduler import LearnedLR
+from lrenv.trainees.generation import general_loss, generate, rouge
+from lrenv.trainees.instructions import load_instructions
+from lrenv.trainees.language_model import load_tokenizer
+from lrenv.trainees.lora import LoRASpec
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import load_data
+from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.training.progress import console, progress_bar
+from lrenv.training.run_report import write_run_report
 from lrenv.training.runfolder import (
     check_settings,
     read_state,
@@ -27,7 +34,7 @@ from lrenv.training.runfolder import (
     write_state,
     write_tensors,
 )
-from lrenv.training.settings import FinetuneSettings
+from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 
 VALIDATIONS = 20
 """Validations in a run."""
@@ -36,7 +43,8 @@ VALIDATIONS = 20
 def finetune(settings: FinetuneSettings) -> Path:
     """Train the trainee; a run that was stopped goes on from its last checkpoint, exactly.
 
-    Writes ``model.safetensors``, ``decisions.jsonl``, ``metrics.json`` and TensorBoard's files.
+    Writes the model (an adapter in peft's format for a language model), ``decisions.jsonl``,
+    ``metrics.json``, ``report.html`` and TensorBoard's files.
 
     Returns:
         The path of the metrics.
@@ -49,35 +57,67 @@ def finetune(settings: FinetuneSettings) -> Path:
             f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
         )
     policy = load_policy(settings.policy)
-    task = build_task(
-        settings.trainee, settings.total_steps, OptimizerSpec(settings.optimizer), settings.seed
-    )
+    task = finetune_task(settings)
     folder = make_folder(settings.output)
     check_settings(folder, settings, free={"output", "checkpoint_every"})
     data = load_data(task.data)
     console.print(f"Data: {data.name}, {data.note}")
     trainee = build_trainee(task)
     scheduler = LearnedLR(trainee.optimizer, settings.total_steps, policy)
-    checkpoint, losses = folder / "checkpoint.pt", []
+    checkpoint, losses, vals = folder / "checkpoint.pt", [], {}
     if checkpoint.exists():
         state = read_state(checkpoint)
         trainee.load_state_dict(state["trainee"])
         scheduler.load_state_dict(state["scheduler"])
-        losses = state["losses"]
+        losses, vals = state["losses"], state["vals"]
         console.print(f"Resumed at step {len(losses)} of {settings.total_steps}")
     with SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer:
-        _train(trainee, scheduler, losses, settings, writer, checkpoint)
-    return _finish(folder, trainee, scheduler, losses)
+        _train(trainee, scheduler, (losses, vals), settings, writer, checkpoint)
+        return _finish(folder, trainee, scheduler, (losses, vals), settings, writer)
+
+
+def finetune_task(settings: FinetuneSettings) -> Task:
+    """The task that the settings describe."""
+    optimizer = OptimizerSpec(settings.optimizer)
+    task = build_task(settings.trainee, settings.total_steps, optimizer, settings.seed)
+    llm, spec = settings.llm, task.spec
+    if not isinstance(spec, LoRASpec):
+        if llm != LanguageModelSettings():
+            raise InputError(
+                "Expected the settings of a language model with the trainee lora-llm alone, got "
+                f"them with {settings.trainee}; add --trainee lora-llm."
+            )
+        return task
+    if llm.max_length < 2 or llm.answers < 0:
+        raise InputError(
+            f"Expected max_length of at least 2 and answers of at least 0, got {llm.max_length} "
+            f"and {llm.answers}."
+        )
+    spec = replace(
+        spec,
+        model=llm.model,
+        rank=llm.rank,
+        alpha=llm.alpha,
+        dropout=llm.dropout,
+        targets=llm.targets,
+        quantized=llm.quantized,
+        batch_size=llm.batch_size,
+    )
+    data = DataSpec(
+        llm.data, context=llm.max_length, tokenizer=llm.model, all_tokens=llm.all_tokens
+    )
+    return Task(data, spec, settings.seed)
 
 
 def _train(
     trainee: SingleTrainee,
     scheduler: LearnedLR,
-    losses: list[Tensor],
+    history: tuple[list[Tensor], dict[int, float]],
     settings: FinetuneSettings,
     writer: SummaryWriter,
     checkpoint: Path,
 ) -> None:
+    losses, vals = history
     every = max(1, settings.total_steps // VALIDATIONS)
     with progress_bar() as bar:
         line = bar.add_task("Training", total=settings.total_steps, status="")
@@ -85,42 +125,97 @@ def _train(
             loss = trainee.backward()
             trainee.optimizer.step()
             losses.append(loss)
-            val = trainee.evaluate("val")[0] if (step + 1) % every == 0 else None
+            val = None
+            if (step + 1) % every == 0:
+                val = trainee.evaluate("val", trainee.spec.val_examples)[0]
+                vals[step] = float(val)
+                writer.add_scalar("losses/val", vals[step], step)
             scheduler.step(loss, val_loss=val)
             lr = float(scheduler.get_last_lr()[0])
-            if step % 10 == 0:
-                writer.add_scalar("losses/train", float(loss), step)
-                writer.add_scalar("charts/lr", lr, step)
-                bar.update(line, completed=step, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
-            if val is not None:
-                writer.add_scalar("losses/val", float(val), step)
+            writer.add_scalar("losses/train", float(loss), step)
+            writer.add_scalar("charts/lr", lr, step)
+            bar.update(line, completed=step + 1, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
             if (step + 1) % settings.checkpoint_every == 0:
                 state = {"trainee": trainee.state_dict(), "scheduler": scheduler.state_dict()}
-                write_state(checkpoint, {**state, "losses": losses})
-        bar.update(line, completed=settings.total_steps)
+                write_state(checkpoint, {**state, "losses": losses, "vals": vals})
 
 
 def _finish(
-    folder: Path, trainee: SingleTrainee, scheduler: LearnedLR, losses: list[Tensor]
+    folder: Path,
+    trainee: SingleTrainee,
+    scheduler: LearnedLR,
+    history: tuple[list[Tensor], dict[int, float]],
+    settings: FinetuneSettings,
+    writer: SummaryWriter,
 ) -> Path:
-    (train, _), (val, _), (test, accuracy) = (
-        trainee.evaluate(split) for split in ("train", "val", "test")
-    )
+    losses, vals = history
+    (val, _), (test, accuracy) = (trainee.evaluate(split) for split in ("val", "test"))
     metrics: dict[str, Any] = {
         "data": trainee.dataset.name,
         "policy": scheduler.policy.name,
         "mean_train_loss": float(torch.cat(losses).mean()),
-        "train_loss": float(train),
         "val_loss": float(val),
         "test_loss": float(test),
         "test_accuracy": float(accuracy),
     }
-    write_tensors(folder / "model.safetensors", trainee.model.state_dict())
+    if isinstance(trainee.spec, LoRASpec):
+        _save_adapter(trainee, folder / "adapter")
+        metrics |= language_metrics(trainee, settings.llm.data, settings.llm.answers)
+    else:
+        write_tensors(folder / "model.safetensors", trainee.model.state_dict())
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            writer.add_scalar(f"final/{name}", value, settings.total_steps)
     log = "".join(json.dumps(entry) + "\n" for entry in scheduler.decisions)
     write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
     write_json(folder / "metrics.json", metrics)
+    curves = {"train": dict(enumerate(torch.cat(losses).tolist())), "validation": vals}
+    title = f"{settings.trainee} under {scheduler.policy.name}"
+    report = write_run_report(
+        folder / "report.html", title, curves, scheduler.decisions, (metrics, _plain(settings))
+    )
     table = Table("metric", "value", title=f"{folder}")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
+    console.print(f"Report: {report.resolve()}", soft_wrap=True)
     return folder / "metrics.json"
+
+
+def language_metrics(trainee: SingleTrainee, data: str, answers: int) -> dict[str, float]:
+    """ROUGE on test prompts, and the loss on general text before and after fine-tuning.
+
+    Args:
+        trainee: A fine-tuned language model.
+        data: The instructions it learned.
+        answers: Test prompts that are answered; 0 for none.
+    """
+    assert isinstance(trainee.spec, LoRASpec)
+    spec, model = trainee.spec, trainee.model
+    tokenizer = load_tokenizer(spec.model)
+    after = general_loss(spec, model, tokenizer)
+    with model.disable_adapter():  # type: ignore[operator]
+        before = general_loss(spec, model, tokenizer)
+    metrics = {"general_loss_before": before, "general_loss_after": after}
+    pairs = load_instructions(data).test[:answers]
+    if pairs:
+        found = generate(model, tokenizer, [pair.prompt for pair in pairs])
+        metrics |= rouge(found, [pair.response for pair in pairs])
+    return metrics
+
+
+def _save_adapter(trainee: SingleTrainee, folder: Path) -> None:
+    """Write the adapter in peft's format, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        trainee.model.save_pretrained(temporary)  # type: ignore[operator]
+        shutil.rmtree(folder, ignore_errors=True)
+
+    write_atomic(folder, write, mode=0o755)
+
+
+def _plain(settings: FinetuneSettings) -> dict[str, Any]:
+    """The settings of a run in one flat table."""
+    flat: dict[str, Any] = asdict(settings)
+    flat |= flat.pop("llm")
+    return flat

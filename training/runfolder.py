@@ -75,7 +75,7 @@ def check_settings(folder: Path, settings: Any, free: Set[str]) -> None:
     Raises:
         InputError: The folder belongs to a run with other settings.
     """
-    now = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    now = json.loads(json.dumps(asdict(settings), default=str))
     path = folder / "settings.json"
     if path.exists():
         before = read_json(path)

@@ -142,14 +142,43 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class LanguageModelSettings:
+    """The language model of the trainee lora-llm, and the instructions it learns."""
+
+    data: str = "virtualhome"
+    """Instructions: virtualhome, virtualhome-titles, babyai, robot-task-planning, or a JSONL file
+    of objects with prompt and response."""
+    model: str = "smollm2-135m"
+    """Model: smollm2-135m, tiny-llama, a folder, or an id of the Hugging Face Hub."""
+    rank: int = 8
+    """Rank of LoRA's matrices."""
+    alpha: float = 16.0
+    """Scale of LoRA's update, divided by the rank."""
+    dropout: float = 0.0
+    """Dropout of the input of LoRA's update."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Modules that LoRA is added to."""
+    quantized: bool = False
+    """Keep the frozen weights in 4 bits; needs CUDA and bitsandbytes."""
+    max_length: int = 128
+    """Tokens of a sequence, at most."""
+    all_tokens: bool = False
+    """Count the prompt's tokens in the loss too, not the response's alone."""
+    batch_size: int = 4
+    """Sequences in a batch."""
+    answers: int = 32
+    """Test prompts that are answered for ROUGE at the end; 0 for none."""
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
-    """Train a trainee under a pretrained policy; save the model and the decision log."""
+    """Train a trainee under a pretrained policy; save the model, the decision log and a report."""
 
     trainee: str = "mlp-mnist"
-    """Trainee, see the README for the names."""
+    """Trainee, see the README for the names; lora-llm is a language model of your own."""
     policy: str = "default"
     """Policy, by the name of a shipped one or the path of its card."""
-    optimizer: str = "adam"
+    optimizer: str = "adamw"
     """Optimizer: sgd (momentum 0.9), adam or adamw."""
     total_steps: int = 1000
     """Length of the run in optimizer steps."""
@@ -159,3 +188,5 @@ class FinetuneSettings:
     """Where the model, the decision log and the checkpoint go; a stopped run goes on from there."""
     checkpoint_every: int = 200
     """Optimizer steps between two checkpoints."""
+    llm: LanguageModelSettings = LanguageModelSettings()
+    """For the trainee lora-llm alone."""

@@ -1,0 +1,32 @@
+"""The LC source's fine-tuning experiment in small: ``python benchmarks/seed_lora.py``.
+
+LoRA on SmolLM2-135M, from household instructions to programs (VirtualHome), under constant, cosine
+and linear schedules at the default and at their tuned peaks, and under the learned policy:
+validation loss at half and at the end, ROUGE on test prompts, what the model forgot, wall-clock
+time.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from lrenv.trainees.registry import build_task
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.training.finetune import language_metrics
+from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
+
+ANSWERS = 24
+SETTINGS = LongRunsSettings(Path("runs/seed_lora"))
+
+
+def measure(trainee: SingleTrainee) -> dict[str, float]:
+    """ROUGE and forgetting."""
+    return language_metrics(trainee, "virtualhome", ANSWERS)
+
+
+if __name__ == "__main__":
+    settings = tyro.cli(LongRunsSettings, default=SETTINGS)
+    task = build_task("lora-llm", settings.total_steps, OptimizerSpec("adamw"))
+    compare_long_runs(replace(task, spec=replace(task.spec, batch_size=2)), settings, measure)

@@ -1,0 +1,117 @@
+"""The report of one run: losses, learning rate, metrics and settings on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from lrenv.files import write_atomic
+from lrenv.training.report_page import STYLE
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<figure>$losses<figcaption>Training and validation loss at each optimizer step.</figcaption>
+</figure>
+<figure>$rates<figcaption>Learning rate; a dot is a decision, a cross one of the guard.</figcaption>
+</figure>
+<h2>Results</h2>
+$metrics
+<h2>Settings</h2>
+$settings
+</main>
+</body>
+</html>
+""")
+
+
+def write_run_report(
+    path: Path,
+    title: str,
+    losses: Mapping[str, Mapping[int, float]],
+    decisions: Sequence[Mapping[str, Any]],
+    tables: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        path: The file to write.
+        title: Its title.
+        losses: Losses by optimizer step, for each curve.
+        decisions: The decision log of the run.
+        tables: Metrics, and settings.
+    """
+    text = _PAGE.substitute(
+        title=escape(title),
+        style=STYLE,
+        losses=_losses(losses),
+        rates=_rates(decisions),
+        metrics=_table(tables[0]),
+        settings=_table(tables[1]),
+    )
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _losses(losses: Mapping[str, Mapping[int, float]]) -> str:
+    from plotly import graph_objects as go
+
+    lines = [
+        go.Scatter(x=list(points), y=list(points.values()), name=name)
+        for name, points in losses.items()
+    ]
+    return _figure(lines, "loss", with_library=True)
+
+
+def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
+    from plotly import graph_objects as go
+
+    marks = ["x" if entry["guarded"] else "circle" for entry in decisions]
+    line = go.Scatter(
+        x=[entry["step"] for entry in decisions],
+        y=[entry["lr"] for entry in decisions],
+        mode="lines+markers",
+        line={"shape": "hv"},
+        marker={"symbol": marks, "size": 5},
+        name="LR",
+    )
+    return _figure([line], "learning rate, log scale", log=True)
+
+
+def _figure(lines: list[Any], title: str, log: bool = False, with_library: bool = False) -> str:
+    from plotly import graph_objects as go
+
+    figure = go.Figure(lines)
+    figure.update_layout(
+        height=340,
+        margin={"l": 60, "r": 10, "t": 10, "b": 45},
+        xaxis_title="optimizer step",
+        yaxis={"title": title, "type": "log" if log else "linear"},
+    )
+    # the library once a page
+    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library)
+    return html
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    cells = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(_text(value))}</td></tr>'
+        for name, value in rows.items()
+    )
+    return f"<table>{cells}</table>"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
