@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
+from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.convnet import ConvNetSpec
@@ -16,7 +17,7 @@ from lrenv.trainees.mlp import MLPSpec, StackedMLP
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
-from lrenv.trainees.text import markov_dataset
+from lrenv.trainees.text import encipher, markov_dataset, python_docs
 
 N_STEPS = 50
 RUN = {"batch_size": 16, "total_steps": N_STEPS}
@@ -29,6 +30,7 @@ FAMILIES = {
     "convnet": ConvNetSpec((4, 6), "gelu", **RUN),
     "convnet-batch-norm": ConvNetSpec((4, 6), "tanh", batch_norm=True, **RUN),
     "decoder": DecoderSpec(8, 2, 2, **RUN),
+    "lora": AdaptedDecoderSpec(8, 1, 2, rank=2, alpha=2.0, **RUN),
     "autoencoder": AutoencoderSpec((5, 2), "tanh", **RUN),
 }
 OPTIMIZERS = {
@@ -46,6 +48,10 @@ def data_of(tiny_data):
     images = standardise(downsample(load_dataset("digits"), 6))
     tokens = markov_dataset(9, 7, seed=0, n_samples=300)
     data = {"mlp": tiny_data, "convnet": images, "decoder": tokens}
+    text = python_docs(7)
+    few = {part: getattr(text, part)[:300] for part in ("x_train", "y_train", "x_val", "y_val")}
+    few |= {part: getattr(text, part)[:60] for part in ("x_test", "y_test")}
+    data["adapted-decoder"] = encipher(replace(text, **few), 0.5, seed=0)
     return {**data, "autoencoder": images, "resnet18": images}
 
 

@@ -22,10 +22,10 @@ from lrenv.trainees.language_model import (
     load_language_model,
     load_tokenizer,
 )
-from lrenv.trainees.looped import trained
 from lrenv.trainees.lora import LoRASpec, add_lora, counted_logits
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import IGNORED, initial_model
+from lrenv.trainees.stacked import trained
 
 SPEC = LoRASpec(model=TINY, rank=2, batch_size=2, total_steps=20)
 PAIRS = [Pair("ab", "cd"), Pair("abc", "defgh"), Pair("x", "y")]

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 
 from lrenv.errors import InputError
+from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec
@@ -113,6 +114,32 @@ def _decoder(index: int) -> Task:
     return Task(data, spec, seed=index)
 
 
+def _adapted(index: int) -> Task:
+    """Fine-tuning of pretrained decoders on few and noisy batches of enciphered text."""
+    draw = random.Random(f"adapted-{index}")
+    width, layers = draw.choice(((32, 2), (64, 2), (64, 3)))
+    rank = draw.choice((0, 2, 4, 8))
+    spec = AdaptedDecoderSpec(
+        width,
+        layers,
+        4,
+        rank=rank,
+        alpha=max(1, rank) * draw.choice((1.0, 2.0, 4.0)),
+        optimizer=_draw_optimizer(draw) if rank == 0 else _draw_adam(draw, "adamw"),
+        batch_size=draw.choice((1, 2, 4, 8)),
+        total_steps=round(math.exp(draw.uniform(math.log(60), math.log(1000)))),
+        init_scale=draw.choice((1.0, 1.0, 1.0, 2.0)) if rank else 1.0,
+    )
+    data = DataSpec(
+        "python-docs",
+        context=draw.choice((16, 24)),
+        cipher=draw.choice((0.1, 0.2, 0.4, 0.8)),
+        seed=draw.randrange(8),
+        n_train=draw.choice((0, 0, 300, 1000)),
+    )
+    return Task(data, spec, seed=index)
+
+
 def _long(index: int) -> Task:
     """Small MLPs, of which the longest runs are."""
     draw = random.Random(f"long-{index}")
@@ -139,7 +166,8 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "mixed": _mixed,
     "convnet": _convnet,
     "decoder": _decoder,
-    "general": _take_turns(_mixed, _take_turns(_convnet, _decoder, _long)),
+    "adapted": _adapted,
+    "general": _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long)),
 }
 """Families of training tasks; ``"mixed"`` and ``"general"`` take turns between others."""
 
@@ -174,6 +202,10 @@ def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
     if name == "sgd":
         momentum = draw.choice((0.0, 0.8, 0.9, 0.9, 0.95))
         return OptimizerSpec("sgd", momentum, weight_decay=draw.choice((0.0, 0.0, 1e-4, 5e-4)))
+    return _draw_adam(draw, name)
+
+
+def _draw_adam(draw: random.Random, name: str) -> OptimizerSpec:
     decay = 0.0 if name == "adam" else 10 ** draw.uniform(-3, -0.5)
     return OptimizerSpec(name, 0.9, draw.choice((0.95, 0.99, 0.999, 0.999)), decay)
 

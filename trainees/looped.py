@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrenv.trainees.specs import RunSpec
-from lrenv.trainees.stacked import StackedModel
+from lrenv.trainees.stacked import StackedModel, trained
 
 
 class LoopedModel(StackedModel):
@@ -67,8 +67,3 @@ class LoopedModel(StackedModel):
             model.train()
         losses, hits, counts = zip(*rows, strict=True)
         return torch.stack(losses), torch.stack(hits), counts[0]
-
-
-def trained(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a model that are trained."""
-    return [p for p in model.parameters() if p.requires_grad]

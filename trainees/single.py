@@ -12,8 +12,8 @@ from torch import Tensor
 from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.looped import trained
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
+from lrenv.trainees.stacked import trained
 
 
 class SingleTrainee:

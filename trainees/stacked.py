@@ -29,8 +29,8 @@ class StackedModel(ABC):
     def __init__(
         self, models: Sequence[nn.Module], dtype: torch.dtype, device: torch.device
     ) -> None:
-        names = [name for name, _ in models[0].named_parameters()]
-        rows = zip(*(m.parameters() for m in models), strict=True)
+        names = [name for name, p in models[0].named_parameters() if p.requires_grad]
+        rows = zip(*(trained(m) for m in models), strict=True)
         self.params = [torch.stack([p.detach() for p in row]).to(device, dtype) for row in rows]
         self.grads: list[Tensor] = [torch.zeros_like(p) for p in self.params]
         self.buffers = {
@@ -93,6 +93,11 @@ class StackedModel(ABC):
             loss = F.cross_entropy(logits, y.flatten(1), reduction="none").mean(1)
             self.grads = list(torch.autograd.grad(loss.sum(), live))
         return loss.detach()
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model that are trained."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import (
@@ -24,7 +25,7 @@ from lrenv.trainees.lora import LoRASpec
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
-from lrenv.trainees.text import CHARACTER_TEXTS, markov_dataset
+from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class DataSpec:
         projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
         n_classes: Classes of a teacher, tokens of a Markov chain.
         n_train: Training examples kept; 0 keeps all.
-        seed: Seed of projection, teacher and Markov chain.
+        seed: Seed of projection, teacher, Markov chain and cipher.
         context: Tokens of a sequence of text or a Markov chain; of instructions at most.
+        cipher: Share of the characters of a text that change places.
         tokenizer: The language model whose tokens instructions are made of.
         all_tokens: Whether the tokens of a prompt count in the loss.
     """
@@ -51,6 +53,7 @@ class DataSpec:
     n_train: int = 0
     seed: int = 0
     context: int = 0
+    cipher: float = 0.0
     tokenizer: str = ""
     all_tokens: bool = False
 
@@ -79,7 +82,16 @@ class Task:
 
 
 _SPECS: dict[str, type[RunSpec]] = {
-    s.kind: s for s in (MLPSpec, ConvNetSpec, DecoderSpec, ResNet18Spec, AutoencoderSpec, LoRASpec)
+    s.kind: s
+    for s in (
+        MLPSpec,
+        ConvNetSpec,
+        DecoderSpec,
+        AdaptedDecoderSpec,
+        ResNet18Spec,
+        AutoencoderSpec,
+        LoRASpec,
+    )
 }
 
 
@@ -98,6 +110,8 @@ def load_data(spec: DataSpec) -> Dataset:
         data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:
         data = CHARACTER_TEXTS[spec.name](spec.context)
+        if spec.cipher:
+            data = encipher(data, spec.cipher, spec.seed)
     elif spec.tokenizer:
         data = instruction_dataset(spec.name, spec.tokenizer, spec.context, spec.all_tokens)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -72,6 +73,27 @@ def _characters(texts: Mapping[str, str], context: int, name: str, content: str)
     note = f"{content} in Python {version}, characters"
     # The text differs between versions, and the name tells results on them apart.
     return _shifted(rows, f"{name}-{version}", len(CHARACTERS), note)
+
+
+def encipher(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Let a share of the tokens change places, the same ones everywhere.
+
+    Raises:
+        InputError: The share is not in (0, 1].
+    """
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"Expected a share of tokens in (0, 1], got {share}.")
+    generator = torch.Generator().manual_seed(seed)
+    n = dataset.n_classes
+    moved = torch.randperm(n, generator=generator)[: max(2, round(share * n))]
+    cipher = torch.arange(n)
+    cipher[moved] = moved.roll(1)
+    parts = {
+        f"{side}_{part}": cipher[getattr(dataset, f"{side}_{part}")]
+        for side in "xy"
+        for part in ("train", "val", "test")
+    }
+    return replace(dataset, name=f"{dataset.name}-cipher", **parts)
 
 
 def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000) -> Dataset:

@@ -21,7 +21,9 @@ class GeneralistSettings:
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
     """Seed of everything random but the tasks."""
-    family: Literal["varied", "plain", "mixed", "convnet", "decoder", "general"] = "mixed"
+    family: Literal["varied", "plain", "mixed", "convnet", "decoder", "adapted", "general"] = (
+        "mixed"
+    )
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy to start PPO from, by name or path, instead of cloning."""
