@@ -340,3 +340,16 @@ def test_teacher_is_a_function_of_its_seed():
 def test_teacher_refuses(arguments):
     with pytest.raises(InputError, match=f"got {arguments[0]}, {arguments[1]} and {arguments[2]}"):
         teacher_dataset(*arguments, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_features", "n_classes", "n"), [("breast-cancer", 30, 2, 569), ("wine", 13, 3, 178)]
+)
+def test_tables_have_standardised_columns(name, n_features, n_classes, n):
+    table = load_dataset(name)
+
+    assert (table.n_features, table.n_classes) == (n_features, n_classes)
+    assert sum(len(table.split(part)[0]) for part in ("train", "val", "test")) == n
+    torch.testing.assert_close(table.x_train.mean(0), torch.zeros(n_features), atol=1e-5, rtol=0)
+    torch.testing.assert_close(table.x_train.std(0), torch.ones(n_features))
+    assert table.x_val.mean(0).abs().max() > 1e-3

@@ -62,7 +62,7 @@ def test_the_key_of_a_task_is_stable():
         DataSpec("digits"), MLPSpec((32,), "tanh", optimizer=OptimizerSpec("sgd", 0.9)), seed=5
     )
 
-    assert task.key() == "00beb469e683789a5083"
+    assert task.key() == "9d7ade1e51460cae1282"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import random
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 
 _MODULES = (
     "argparse ast calendar cmd codecs configparser csv difflib doctest enum fractions ftplib "
-    "functools gettext imaplib inspect mailbox optparse pathlib pdb pickletools platform random "
-    "shutil smtplib statistics subprocess tarfile textwrap traceback typing zipfile"
+    "functools gettext imaplib inspect mailbox optparse pdb pickletools platform random "
+    "shutil smtplib statistics subprocess tarfile textwrap traceback typing"
 )
 _RANK = 8  # of the random transition logits
 
@@ -46,12 +47,9 @@ def python_source(context: int) -> Dataset:
     Args:
         context: Tokens of a sequence; the labels are the sequence shifted by one.
     """
-    modules = {}
-    for name in _MODULES.split():
-        spec = find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        modules[name] = Path(spec.origin).read_text(encoding="utf-8")
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = _MODULES.split()
+    modules = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in names}
     return _characters(modules, context, "python-source", "modules of the standard library")
 
 
@@ -88,7 +86,7 @@ def encipher(dataset: Dataset, share: float, seed: int) -> Dataset:
     moved = torch.randperm(n, generator=generator)[: max(2, round(share * n))]
     cipher = torch.arange(n)
     cipher[moved] = moved.roll(1)
-    parts = {
+    parts: dict[str, Any] = {
         f"{side}_{part}": cipher[getattr(dataset, f"{side}_{part}")]
         for side in "xy"
         for part in ("train", "val", "test")

@@ -1,0 +1,70 @@
+"""Comparisons of runs that take minutes: the grid, the repeated seeds, the restart."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrenv.observation import FEATURES
+from lrenv.policies.frozen import save_policy
+from lrenv.policies.network import Head
+from lrenv.training import long_runs
+from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> LongRunsSettings:
+    torch.manual_seed(0)
+    card = {"preset": "scale-free", "made_by": "a test", "training_families": "none"}
+    path = save_policy(tmp_path, "random", Head("scale-free", len(FEATURES)), card)
+    return LongRunsSettings(
+        tmp_path / "out",
+        total_steps=40,
+        kinds=("constant", "cosine"),
+        peaks=(1e-4, 0.1),
+        policies=(str(path),),
+    )
+
+
+def measure(trainee) -> dict[str, float]:
+    return {"test_loss": float(trainee.evaluate("test")[0])}
+
+
+def test_the_best_expert_of_the_grid_is_repeated(tiny_task, settings):
+    results = json.loads(compare_long_runs(tiny_task, settings, measure).read_text())
+
+    rows = [(r["method"].split(":")[0], r["peak"], r["seed"]) for r in results["runs"]]
+    matched = results["runs"][6]["peak"]
+    assert rows[:7] == [
+        ("learned", None, 0),
+        ("learned", None, 1),
+        ("constant, default peak", 1e-4, 0),
+        ("cosine, default peak", 1e-4, 0),
+        ("constant, tuned peak", 0.1, 0),
+        ("cosine, tuned peak", 0.1, 0),
+        ("LR-matched constant", matched, 0),
+    ]
+    assert matched == pytest.approx(sum(results["runs"][0]["lrs"]) / 40)
+    best = min(results["grid"], key=lambda r: r["val_loss"])
+    assert rows[7:] == [(f"{best['driver']}, tuned peak", 0.1, 1)]
+    assert results["tuning_runs"] == 4
+    assert all(r["val_loss_half"] > 0 and r["test_loss"] > 0 for r in results["runs"])
+
+
+def test_what_was_run_is_not_run_again(tiny_task, settings, monkeypatch):
+    first = compare_long_runs(tiny_task, settings, measure).read_text()
+    monkeypatch.setattr(long_runs, "build_trainee", None)
+
+    assert compare_long_runs(tiny_task, settings, measure).read_text() == first
+
+
+def test_all_experts_run_on_all_seeds_where_asked(tiny_task, settings):
+    settings = LongRunsSettings(**vars(settings) | {"all_seeds": True})
+    rows = json.loads(compare_long_runs(tiny_task, settings, measure).read_text())["runs"]
+
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["method"], []).append(row["seed"])
+    assert all(found == [0, 1] for found in seeds.values())
+    assert len(seeds) == 6
