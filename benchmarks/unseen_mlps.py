@@ -19,7 +19,7 @@ import tyro
 from lrenv.files import make_folder
 from lrenv.policies.frozen import load_policy
 from lrenv.trainees.families import held_out_tasks
-from lrenv.trainees.tasks import Task, load_data
+from lrenv.trainees.tasks import Task
 from lrenv.training.evaluate import collect_results, compare_all, publish
 from lrenv.training.parallel import Workers
 
@@ -50,9 +50,10 @@ def main(settings: Settings) -> None:
     policies = [load_policy(name) for name in settings.policies]
     with Workers(settings.workers, settings.ray_address) as workers:
         records = compare_all(jobs, policies, settings.hints, None, folder, workers)
-    data = load_data(jobs[0][1].data)
+    tasks = [task for _, task in jobs]
     publish(
-        collect_results("Learned schedules on unseen MLPs", asdict(settings), data, records), folder
+        collect_results("Learned schedules on unseen MLPs", asdict(settings), tasks, records),
+        folder,
     )
 
 

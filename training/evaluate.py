@@ -26,7 +26,6 @@ from lrenv.files import make_folder
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
-from lrenv.trainees.data import Dataset
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
@@ -70,7 +69,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     with Workers(settings.workers, settings.ray_address) as workers:
         records = compare_all(jobs, policies, settings.hints, settings.peak, folder, workers)
     results = collect_results(
-        "Learned schedules against experts", asdict(settings), load_data(jobs[0][1].data), records
+        "Learned schedules against experts", asdict(settings), [t for _, t in jobs], records
     )
     return publish(results, folder)
 
@@ -102,9 +101,10 @@ def compare_all(
             f"Expected policies of different names, got {', '.join(names)}; compare them in two "
             "evaluations, or export one under another name."
         )
-    data = load_data(jobs[0][1].data)
-    console.print(f"Data: {data.name}, {data.note}")
-    setup = [lrenv.__version__, data.name, hints, peak, [p.card["sha256"] for p in policies]]
+    sets = {task.data: load_data(task.data) for _, task in jobs}
+    names_of = dict.fromkeys(f"{data.name}, {data.note}" for data in sets.values())
+    console.print("\n".join(f"Data: {name}" for name in names_of))
+    setup = [lrenv.__version__, list(names_of), hints, peak, [p.card["sha256"] for p in policies]]
     stamp = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:16]
     paths = [folder / "records" / stamp / f"{task.key()}.json" for _, task in jobs]
     missing = {path: job for path, job in zip(paths, jobs, strict=True) if not path.exists()}
@@ -215,9 +215,11 @@ def run_policy(
 
 
 def collect_results(
-    title: str, settings: Mapping[str, Any], data: Dataset, records: Sequence[RunRecord]
+    title: str, settings: Mapping[str, Any], tasks: Iterable[Task], records: Sequence[RunRecord]
 ) -> dict[str, Any]:
     """Summarise records by method, and say on what, where and when they were made."""
+    sets = {task.data: load_data(task.data) for task in tasks}
+    notes = {data.name: data.note for data in sets.values()}
     by_method: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_method[record.method].append(record)
@@ -225,7 +227,7 @@ def collect_results(
         "format": 1,
         "title": title,
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
-        "data": {"name": data.name, "note": data.note},
+        "data": {"name": ", ".join(notes), "note": "; ".join(dict.fromkeys(notes.values()))},
         "environment": {
             "lrenv": lrenv.__version__,
             "torch": torch.__version__,

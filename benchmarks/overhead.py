@@ -1,0 +1,140 @@
+"""What the scheduler costs: ``python benchmarks/overhead.py``.
+
+The same run under a constant LR, torch's cosine and ``LearnedLR``. For time, the three train side by
+side, a step each in turn, so that whatever else the machine does falls on all of them; the policy's
+loading is not counted. For memory, each trains in a process of its own, whose peak is read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from rich.table import Table
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from lrenv.scheduler import LearnedLR
+from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.training.progress import console, track
+from lrenv.training.runfolder import write_json
+
+STEPS = {"mlp-mnist": 2000, "resnet18-mnist": 200, "lora-llm": 60}
+METHODS = ("constant", "cosine", "learned")
+_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    trainees: tuple[str, ...] = tuple(STEPS)
+    """Trainees, by name."""
+    method: str | None = None
+    """Train under that one alone and print the peak of the memory, in MiB."""
+    output: Path = Path("runs/overhead.json")
+    """Where the figures go."""
+
+
+def main(settings: Settings) -> None:
+    """Measure, print the table, write the JSON file."""
+    torch.set_num_threads(1)
+    if settings.method:
+        print(json.dumps(_peak_memory(settings.trainees[0], settings.method)))
+        return
+    rows = []
+    for name in settings.trainees:
+        rows.append({"trainee": name, **_times(name), **_memories(name)})
+        write_json(settings.output, rows)
+    table = Table("trainee", "ms a step", "× cosine", "× learned (95 %)", "memory", "× learned")
+    for row in rows:
+        low, high = row["learned_interval"]
+        table.add_row(
+            row["trainee"],
+            f"{1000 * row['seconds']:.1f}",
+            f"{row['cosine']:.3f}",
+            f"{row['learned']:.3f} ({low:.3f}–{high:.3f})",
+            f"{row['megabytes']['constant']:.0f} MiB",
+            f"{row['megabytes']['learned'] / row['megabytes']['constant']:.3f}",
+        )
+    console.print(table)
+
+
+def _times(name: str) -> dict[str, object]:
+    runs = {method: _run(name, method) for method in METHODS}
+    spent: dict[str, list[float]] = {method: [] for method in METHODS}
+    draw = random.Random(0)
+    for _ in track(range(STEPS[name]), name):
+        for method in draw.sample(METHODS, len(METHODS)):
+            began = time.perf_counter()
+            runs[method]()
+            spent[method].append(time.perf_counter() - began)
+    constant, cosine, learned = (torch.tensor(spent[method]) for method in METHODS)
+    index = torch.randint(len(constant), (_BOOTSTRAP, len(constant)))
+    ratios = (learned[index].sum(1) / constant[index].sum(1)).sort().values
+    return {
+        "steps": len(constant),
+        "seconds": float(constant.mean()),
+        "cosine": float(cosine.sum() / constant.sum()),
+        "learned": float(learned.sum() / constant.sum()),
+        "learned_interval": [float(ratios[k]) for k in (49, -50)],
+    }
+
+
+def _memories(name: str) -> dict[str, dict[str, float]]:
+    command = [sys.executable, __file__, "--trainees", name, "--method"]
+    peaks = {
+        method: json.loads(
+            subprocess.run(
+                [*command, method], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[-1]
+        )
+        for method in METHODS
+    }
+    return {"megabytes": peaks}
+
+
+def _peak_memory(name: str, method: str) -> float:
+    step = _run(name, method)
+    for _ in range(min(40, STEPS[name])):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _run(name: str, method: str) -> Callable[[], None]:
+    """A function that takes one optimizer step."""
+    task = build_task(name, STEPS[name], OptimizerSpec("adamw"))
+    if name == "lora-llm":  # short sequences, on which a scheduler weighs the most
+        task = replace(
+            task, spec=replace(task.spec, batch_size=1), data=replace(task.data, context=96)
+        )
+    trainee = build_trainee(task)
+    scheduler: LearnedLR | CosineAnnealingLR | None = None
+    if method == "learned":
+        scheduler = LearnedLR(trainee.optimizer, STEPS[name])
+    elif method == "cosine":
+        scheduler = CosineAnnealingLR(trainee.optimizer, STEPS[name])
+    return lambda: _step(trainee, scheduler)
+
+
+def _step(trainee: SingleTrainee, scheduler: LearnedLR | CosineAnnealingLR | None) -> None:
+    loss = trainee.backward()
+    trainee.optimizer.step()
+    if isinstance(scheduler, LearnedLR):
+        scheduler.step(loss)
+    elif scheduler is not None:
+        scheduler.step()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,131 @@
+"""The declared test tasks beyond MLPs on digits: data and models that no policy is trained on.
+
+No policy's training, selection or settings may look at them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from lrenv.trainees.autoencoder import AutoencoderSpec
+from lrenv.trainees.convnet import ConvNetSpec
+from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.lora import LoRASpec
+from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.resnet import ResNet18Spec
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import DataSpec, Task
+
+_PER_FAMILY = 4
+
+
+def unseen_tasks(heavy: bool = False) -> dict[str, Task]:
+    """The tasks by name: four drawn by number of each family, so that nobody picks them.
+
+    Args:
+        heavy: Add ResNet-18 on Fashion-MNIST and LoRA on held-out titles of VirtualHome, whose
+            tuned experts take hours.
+    """
+    tasks = {
+        f"{family} {index}": draw(random.Random(f"unseen-{family}-{index}"))
+        for family, draw in _FAMILIES.items()
+        for index in range(_PER_FAMILY)
+    }
+    return tasks | (_heavy_tasks() if heavy else {})
+
+
+def _heavy_tasks() -> dict[str, Task]:
+    resnet = ResNet18Spec(optimizer=OptimizerSpec("sgd", 0.9), batch_size=64, total_steps=300)
+    lora = LoRASpec(batch_size=2, total_steps=100)
+    titles = DataSpec("virtualhome-titles", context=128, tokenizer=lora.model)
+    return {
+        "ResNet-18 on Fashion-MNIST": Task(DataSpec("fashion-mnist"), resnet, 0),
+        "LoRA on VirtualHome titles": Task(titles, lora, 0),
+    }
+
+
+def _fashion_mlp(draw: random.Random) -> Task:
+    spec = MLPSpec(
+        hidden=(draw.choice((100, 150, 300)),) * draw.choice((1, 2)),
+        activation=draw.choice(("relu", "gelu")),
+        optimizer=_optimizer(draw),
+        batch_size=draw.choice((50, 100)),
+        total_steps=_steps(draw, 150, 800),
+    )
+    return Task(DataSpec("fashion-mnist"), spec, 0)
+
+
+def _digits_convnet(draw: random.Random) -> Task:
+    spec = ConvNetSpec(
+        channels=draw.choice(((6, 12), (12, 24), (10, 20, 20))),
+        activation=draw.choice(("relu", "gelu")),
+        batch_norm=draw.random() < 0.5,
+        optimizer=_optimizer(draw),
+        batch_size=draw.choice((20, 50)),
+        total_steps=_steps(draw, 150, 1000),
+    )
+    return Task(DataSpec("digits"), spec, 0)
+
+
+def _table_mlp(draw: random.Random) -> Task:
+    spec = MLPSpec(
+        hidden=(draw.choice((20, 40, 80)),) * draw.choice((1, 2, 3)),
+        activation=draw.choice(("relu", "tanh")),
+        optimizer=_optimizer(draw),
+        batch_size=draw.choice((10, 30)),
+        total_steps=_steps(draw, 100, 500),
+    )
+    return Task(DataSpec(draw.choice(("breast-cancer", "wine"))), spec, 0)
+
+
+def _autoencoder(draw: random.Random) -> Task:
+    spec = AutoencoderSpec(
+        hidden=draw.choice(((60, 20), (40, 10), (50,))),
+        activation=draw.choice(("relu", "tanh", "gelu")),
+        optimizer=_optimizer(draw),
+        batch_size=draw.choice((20, 50)),
+        total_steps=_steps(draw, 150, 800),
+    )
+    return Task(DataSpec("digits"), spec, 0)
+
+
+def _source_decoder(draw: random.Random) -> Task:
+    spec = DecoderSpec(
+        width=draw.choice((40, 80)),
+        layers=draw.choice((1, 2)),
+        heads=draw.choice((2, 4)),
+        optimizer=_optimizer(draw),
+        batch_size=draw.choice((6, 12)),
+        total_steps=_steps(draw, 150, 800),
+    )
+    return Task(DataSpec("python-source", context=draw.choice((12, 32))), spec, 0)
+
+
+def _rmsprop_mlp(draw: random.Random) -> Task:
+    task = _fashion_mlp(draw)
+    optimizer = OptimizerSpec("rmsprop", draw.choice((0.0, 0.9)), 0.99)
+    return replace(task, spec=replace(task.spec, optimizer=optimizer), data=DataSpec("digits"))
+
+
+def _optimizer(draw: random.Random) -> OptimizerSpec:
+    name = draw.choice(("sgd", "adam", "adamw"))
+    if name == "sgd":
+        return OptimizerSpec(name, draw.choice((0.0, 0.9)))
+    return OptimizerSpec(name, weight_decay=0.05 if name == "adamw" else 0.0)
+
+
+def _steps(draw: random.Random, least: int, most: int) -> int:
+    return round(math.exp(draw.uniform(math.log(least), math.log(most))))
+
+
+_FAMILIES: dict[str, Callable[[random.Random], Task]] = {
+    "MLP on Fashion-MNIST": _fashion_mlp,
+    "convnet on digits": _digits_convnet,
+    "MLP on a table": _table_mlp,
+    "autoencoder on digits": _autoencoder,
+    "decoder on source code": _source_decoder,
+    "MLP under RMSprop": _rmsprop_mlp,
+}
