@@ -3,12 +3,12 @@
 Runs in an environment of its own, with the same torch as lrenv's::
 
     python -m venv ~/dacbench
-    ~/dacbench/bin/pip install DACBench==0.5.6 torch==2.15.0 torchvision==0.29.2
+    ~/dacbench/bin/pip install DACBench==0.5.6 torch torchvision
     ~/dacbench/bin/python benchmarks/dacbench_speed.py
 
-DACBench names torch and torchvision only in its extra ``all``. Prints one line of JSON a trainee.
-The figures are of the cheaper of its two modes: one learning rate an epoch, and so one partial
-validation an epoch instead of one a step.
+DACBench names torch and torchvision only in its extra ``all``. Prints one line of JSON for each
+trainee and mode: one learning rate an epoch, with one validation an epoch, or one a step, with a
+validation on a tenth of the data at each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -41,14 +42,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure, at least")
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
-    for name, (n_inputs, n_hidden, batch_size) in TRAINEES.items():
-        env = build_env(n_inputs, n_hidden, batch_size)
+    for (name, shape), mode in product(TRAINEES.items(), ("epoch", "step")):
+        env = build_env(*shape, mode)
         run(env)
         done, spent = 0, 0.0
         while spent < seconds:
             n_steps, duration = run(env)
             done, spent = done + n_steps, spent + duration
-        row = {"trainee": name, "batch_size": batch_size, "steps_per_s": done / spent}
+        row = {"trainee": name, "mode": mode, "steps_per_s": done / spent}
         print(json.dumps(row), flush=True)
 
 
@@ -60,19 +61,22 @@ def run(env: SGDEnv) -> tuple[int, float]:
     n_steps, truncated, began = 0, False, time.perf_counter()
     while not truncated:
         _, _, _, truncated, _ = env.step(_LR)
-        n_steps += len(env.train_loader)
+        n_steps += len(env.train_loader) if env.epoch_mode else 1
     return n_steps, time.perf_counter() - began
 
 
-def build_env(n_inputs: int, n_hidden: int, batch_size: int) -> SGDEnv:
+def build_env(n_inputs: int, n_hidden: int, batch_size: int, mode: str) -> SGDEnv:
     """Build DACBench's environment around an MLP of that shape."""
     # Its loader asks torchvision for MNIST. Rows of tensors replace the download, and spare it the
     # decoding of each image; its random split and its DataLoaders stay.
     torchvision.datasets.MNIST = partial(_random_digits, n_inputs)
     benchmark = SGDBenchmark()
+    epochs = mode == "epoch"
+    per_epoch = int(_N_TRAIN * _TRAIN_SHARE) // batch_size
     benchmark.config.update(
+        epoch_mode=epochs,
         dataset_config={"MNIST": {"train_transform": None, "test_transform": None}},
-        cutoff=_TOTAL_STEPS // (int(_N_TRAIN * _TRAIN_SHARE) // batch_size),  # in epochs
+        cutoff=_TOTAL_STEPS // per_epoch if epochs else _TOTAL_STEPS,
         instance_set={
             0: SGDInstance(
                 model=partial(_build_model, n_inputs, n_hidden),

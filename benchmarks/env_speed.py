@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,7 +46,7 @@ from lrenv.training.runfolder import write_json
 
 # what the time in lockstep is spent on, and the methods that spend it
 _PARTS = ("compute", "update", "statistics", "validation", "policy")
-_BASELINES = ("plain", "subproc", "DACBench")
+_BASELINES = ("plain", "subproc", "DACBench, LR per epoch", "DACBench, LR per step")
 _TIMED = (
     ("trainee", "backward", "compute"),
     ("trainee", "update", "update"),
@@ -93,8 +94,8 @@ def main(settings: Settings) -> None:
             task = build_task(name, settings.total_steps, OptimizerSpec(optimizer))
             base = {"trainee": name, "optimizer": optimizer, "plain": plain_loop(task, settings)}
             base["subproc"] = subproc(name, optimizer, settings)
-            if optimizer == "sgd" and name in rates:
-                base["DACBench"] = rates[name]
+            if optimizer == "sgd":
+                base |= rates.get(name, {})
             for n_runs in track(settings.batches, f"{name}, {optimizer}"):
                 rows.append({**base, "runs": n_runs, **lockstep(task, n_runs, settings)})
             write_json(settings.output, rows)
@@ -143,14 +144,17 @@ def subproc(trainee: str, optimizer: str, settings: Settings) -> float:
     return speed
 
 
-def dacbench(python: Path | None, seconds: float) -> dict[str, float]:
-    """Optimizer steps a second of DACBench's SGD environment, by trainee; none without a Python."""
+def dacbench(python: Path | None, seconds: float) -> dict[str, dict[str, float]]:
+    """Optimizer steps a second of DACBench's SGD environment, by trainee and mode."""
     if python is None:
         return {}
     script = str(Path(__file__).with_name("dacbench_speed.py"))
     command = [str(python), "-W", "ignore", script, "--seconds", str(2 * seconds)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {row["trainee"]: row["steps_per_s"] for row in map(json.loads, lines.splitlines())}
+    rates: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in map(json.loads, lines.splitlines()):
+        rates[row["trainee"]][f"DACBench, LR per {row['mode']}"] = row["steps_per_s"]
+    return rates
 
 
 def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the scheduler costs: ``python benchmarks/overhead.py``.
 
-The same run under a constant LR, torch's cosine and ``LearnedLR``. For time, the three train side by
-side, a step each in turn, so that whatever else the machine does falls on all of them; the policy's
-loading is not counted. For memory, each trains in a process of its own, whose peak is read.
+The same run under a constant LR, torch's cosine and ``LearnedLR``. For time, the three train side
+by side, a step each in turn, so that whatever else the machine does falls on all of them; loading
+the policy is not counted. For memory, each trains in a process of its own, whose peak is read.
 """
 
 from __future__ import annotations

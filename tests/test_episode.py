@@ -25,7 +25,7 @@ def start(trainee: SingleTrainee, preset: str) -> Episode[SingleTrainee]:
 def test_a_validation_loss_that_is_not_finite_ends_it(trainee, monkeypatch, preset, val_loss):
     episode = start(trainee, preset)
     before = episode.step(torch.zeros(1))
-    monkeypatch.setattr(trainee, "evaluate", lambda _: torch.tensor([[val_loss], [0.0]]))
+    monkeypatch.setattr(trainee, "evaluate", lambda *_: torch.tensor([[val_loss], [0.0]]))
 
     outcome = episode.step(torch.zeros(1))
 

@@ -18,6 +18,7 @@ from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.trainees.text import CHARACTERS
+from lrenv.trainees.unseen import unseen_tasks
 
 TRAINING = [training_task(i) for i in range(300)]
 HELD_OUT = held_out_tasks()
@@ -272,3 +273,24 @@ def test_topics_of_the_text_are_in_one_split_alone():
 def test_a_context_is_needed(name):
     with pytest.raises(InputError, match="a context of at least 1 token, got 0"):
         load_data(DataSpec(name))
+
+
+def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
+    tasks = unseen_tasks()
+    trained_on = {
+        replace(training_task(i, family).data, n_train=0).name
+        for family in ("general", "adapted")
+        for i in range(200)
+    }
+
+    assert len(tasks) == len({task.key() for task in tasks.values()}) == 24
+    assert len({name.rsplit(" ", 1)[0] for name in tasks}) == 6
+    assert not {task.data.name for task in tasks.values()} & trained_on
+    assert tasks == unseen_tasks()
+    assert set(unseen_tasks(heavy=True)) - set(tasks) == {
+        "ResNet-18 on Fashion-MNIST",
+        "LoRA on VirtualHome titles",
+    }
+    for task in tasks.values():
+        if task.data.name != "fashion-mnist":  # which a machine may lack
+            assert build_trainee(task).backward().isfinite()

@@ -142,12 +142,17 @@ def test_heads_divide_the_width():
         DecoderSpec(32, heads=3)
 
 
-@pytest.mark.parametrize("name", TRAINEES)
+HEAVY = ("resnet18-mnist", "decoder-text", "lora-llm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in HEAVY)) for n in TRAINEES]
+)
 def test_trainees_by_name_learn(name):
     trainee = build_trainee(build_task(name, 20, OptimizerSpec("adam")))
-    before = trainee.evaluate("val", 64)[0]
+    losses = []
     for _ in range(20):
-        trainee.backward()
-        trainee.update(torch.tensor([3e-3]))
+        losses.append(trainee.backward().item())
+        trainee.update(torch.tensor([1e-3]))
 
-    assert trainee.evaluate("val", 64)[0] < before
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])

@@ -150,7 +150,8 @@ def test_the_outcome_is_related_to_each_tasks_own_reference() -> None:
         assert (rewards[~dones] == 0).all()
 
 
-def test_models_of_all_kinds_stand_side_by_side() -> None:
+def test_models_of_all_kinds_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrenv.trainees.adapted._STEPS", 40)
     tasks = [training_task(i, "general") for i in range(8)]
     tasks = [replace(t, spec=replace(t.spec, total_steps=30)) for t in tasks]
     vector = LRScheduleVectorEnv(tasks)
@@ -159,5 +160,5 @@ def test_models_of_all_kinds_stand_side_by_side() -> None:
     for _ in range(20):
         _, rewards, _, _, infos = vector.step(np.zeros((8, 1), np.float32))
         assert np.isfinite(rewards).all()
-    assert {t.spec.kind for t in tasks} == {"mlp", "convnet", "decoder"}
+    assert {t.spec.kind for t in tasks} == {"mlp", "convnet", "decoder", "adapted-decoder"}
     assert (infos["step"] > 0).all()
