@@ -249,7 +249,12 @@ def test_a_folder_with_a_model(tmp_path, tokenizer):
 
 
 def test_a_model_that_the_hub_does_not_give(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(language_model.socket, "create_connection", refuse)
+    monkeypatch.setattr(language_model.urllib.request, "getproxies", dict)
+    language_model._hub_reachable.cache_clear()
     with pytest.raises(ResourceError, match="Expected to load nobody/nothing with transformers"):
         load_tokenizer("nobody/nothing")
 

