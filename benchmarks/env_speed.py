@@ -7,7 +7,8 @@ given, DACBench's SGD environment on an MLP and batch of the same size, and (d) 
 matrix-multiplication peak, counted in the forward and backward arithmetic of an MLP. Runs in
 lockstep validate at every decision, as the environments they are compared with do; the plain loop
 does not, so beside it the time of validation is left out. The policy's share is that of an
-untrained actor in a rollout. Writes one table and one JSON file.
+untrained actor in a rollout. On a GPU, runs in lockstep, the plain loop and the peak are the GPU's,
+and (b) and (c) stay where they run, on the CPU. Writes one table and one JSON file.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Settings:
     """Length of a run, which sets how many of its steps are measured."""
     seconds: float = 2.0
     """Time for each figure, at least."""
+    device: str = "cpu"
+    """Where the runs live, such as cpu or cuda."""
     dacbench_python: Path | None = None
     """Python of an environment with DACBench, see dacbench_speed.py; leaves that column out if
     None."""
@@ -92,7 +95,8 @@ def main(settings: Settings) -> None:
     for name in settings.trainees:
         for optimizer in settings.optimizers:
             task = build_task(name, settings.total_steps, OptimizerSpec(optimizer))
-            base = {"trainee": name, "optimizer": optimizer, "plain": plain_loop(task, settings)}
+            base = {"trainee": name, "optimizer": optimizer, "device": settings.device}
+            base["plain"] = plain_loop(task, settings)
             base["subproc"] = subproc(name, optimizer, settings)
             if optimizer == "sgd":
                 base |= rates.get(name, {})
@@ -113,13 +117,14 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def plain_loop(task: Task, settings: Settings) -> float:
     """Optimizer steps a second of a plain torch loop."""
-    trainee = build_trainee(task)
+    trainee = build_trainee(task, settings.device)
 
     def work() -> int:
         trainee._step = 0
         for _ in range(200):
             trainee.backward()
             trainee.optimizer.step()
+        synchronize(settings.device)
         return 200
 
     return rate(work, settings.seconds)
@@ -159,15 +164,18 @@ def dacbench(python: Path | None, seconds: float) -> dict[str, dict[str, float]]
 
 def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
     """Figures of ``n_runs`` runs in lockstep, whose time is split as they train."""
+    device = torch.device(settings.device)
     spent: dict[str, float] = dict.fromkeys(_PARTS, 0.0)
     steps = whole = 0.0
     while whole < settings.seconds:
-        trainee = _batch(task, n_runs)
-        controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
-        observer, choose = controller.observer, NetworkChoice(Head("scale-free", len(FEATURES)))
+        trainee = _batch(task, n_runs, device)
+        controller = Controller(task.spec.total_steps, trainee.traits, n_runs, device=device)
+        choose = NetworkChoice(Head("scale-free", len(FEATURES)).to(device))
+        observer = controller.observer
         assert isinstance(observer, ScaleFreeObserver)
         for owner, method, part in _TIMED:
-            _time(trainee if owner == "trainee" else controller, method, spent, part)
+            _time(trainee if owner == "trainee" else controller, method, spent, part, device)
+        synchronize(device)
         began = time.perf_counter()
         while not controller.done:  # to the end: decisions are close together at the start
             run_interval(trainee, controller)
@@ -175,6 +183,7 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
             if controller.deciding:
                 asked = time.perf_counter()
                 choose(observer.tokens[-1], controller)
+                synchronize(device)
                 spent["policy"] += time.perf_counter() - asked
                 controller.act(torch.zeros(n_runs))
         whole += time.perf_counter() - began
@@ -185,7 +194,7 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
     shares = {part: seconds / training for part, seconds in spent.items()}
     shares["policy"] = spent["policy"] / whole
     if isinstance(task.spec, MLPSpec):
-        peak = matmul_peak(settings.seconds / 4)
+        peak = matmul_peak(settings.seconds / 4, device)
         shares["of peak"] = speed * _arithmetic(task.spec, task) / peak
     return shares | {
         "steps_per_s": speed,
@@ -194,28 +203,39 @@ def lockstep(task: Task, n_runs: int, settings: Settings) -> dict[str, float]:
     }
 
 
-def _time(owner: object, method: str, spent: dict[str, float], part: str) -> None:
+def synchronize(device: torch.device | str) -> None:
+    """Wait for a GPU, so that a clock read next tells of it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _time(
+    owner: object, method: str, spent: dict[str, float], part: str, device: torch.device
+) -> None:
     """Make a method of one object add its time to a part."""
     function = getattr(owner, method)
 
     def timed(*args: Any) -> Any:
         began = time.perf_counter()
         result = function(*args)
+        synchronize(device)
         spent[part] += time.perf_counter() - began
         return result
 
     setattr(owner, method, timed)
 
 
-def matmul_peak(seconds: float) -> float:
+def matmul_peak(seconds: float, device: torch.device) -> float:
     """Floating-point operations a second of a large matrix product."""
-    a = torch.randn(1024, 1024)
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
 
     def work() -> int:
         torch.mm(a, a)
+        synchronize(device)
         return 1
 
-    return rate(work, seconds) * 2 * 1024**3
+    return rate(work, seconds) * 2 * size**3
 
 
 def _arithmetic(spec: MLPSpec, task: Task) -> float:
@@ -225,8 +245,9 @@ def _arithmetic(spec: MLPSpec, task: Task) -> float:
     return 2.0 * spec.batch_size * (3 * sum(sizes) - sizes[0])
 
 
-def _batch(task: Task, n_runs: int) -> BatchedTrainee:
-    return BatchedTrainee([task.spec] * n_runs, load_data(task.data), list(range(n_runs)))
+def _batch(task: Task, n_runs: int, device: torch.device) -> BatchedTrainee:
+    data = load_data(task.data)
+    return BatchedTrainee([task.spec] * n_runs, data, list(range(n_runs)), device=device)
 
 
 def _bytes(owner: object) -> int:

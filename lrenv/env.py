@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import gymnasium as gym
@@ -142,7 +143,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         return self._observation(), reward, self._over, False, info
 
     def _new_episode(self, seed: int) -> Episode[SingleTrainee]:
-        trainee = build_trainee(self._task, seed)
+        trainee = build_trainee(replace(self._task, seed=seed))
         return Episode(trainee, self._preset, [self._reward], steps_per_epoch(self._task))
 
     def _observation(self) -> Observation:

@@ -59,6 +59,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["finetune", "--total-steps", "0"], "total_steps of at least 1"),
         (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
         (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
+        (["finetune", "--device", "gpu"], "a device that torch has here, such as cpu; got 'gpu'"),
         (["finetune", "--rank", "4"], "with the trainee lora-llm alone, got them with mlp-mnist"),
         ([*LLM, "--data", "nope"], "Expected instructions among virtualhome, virtualhome-titles"),
         ([*LLM, "--data", "no.jsonl"], "Expected a JSONL file at no.jsonl"),

@@ -53,7 +53,7 @@ class BatchedTrainee:
         self._optimizer = StackedOptimizer(specs, self._model.params)
         self._load_data(specs, seeds)
         self._parts = [(slice(None), self._model)]
-        if not self._shared:
+        if not self._shared and self._device.type == "cpu":
             self._parts = self._model.parts(self.spec.batch_size)
         self._step = 0
 

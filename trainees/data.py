@@ -53,6 +53,13 @@ class Dataset:
     image_shape: tuple[int, int, int] | None
     note: str
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set with its tensors on a device."""
+        tensors: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **tensors)
+
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Return inputs and labels of the split ``"train"``, ``"val"`` or ``"test"``."""
         return getattr(self, f"x_{name}"), getattr(self, f"y_{name}")

@@ -25,7 +25,7 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[str],
     max_new_tokens: int = 128,
-    batch_size: int = 8,
+    batch_size: int = 32,
 ) -> list[str]:
     """Answer prompts by greedy decoding, several at a time.
 
@@ -45,9 +45,10 @@ def generate(
             # Padded in front, so that every answer follows its prompt at once.
             tokens = torch.tensor([[tokenizer.pad_token_id] * (length - len(r)) + r for r in rows])
             mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
+            device = language_model.device
             out = language_model.generate(
-                input_ids=tokens,
-                attention_mask=mask,
+                input_ids=tokens.to(device),
+                attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
@@ -80,7 +81,9 @@ def general_loss(spec: RunSpec, model: nn.Module, tokenizer: Any) -> float:
     What fine-tuning adds to it is what the model forgot.
     """
     text = "\n".join(topics[name] for name in sorted(topics))
-    x, y = text_sequences(text, tokenizer, _GENERAL_SEQUENCES, _GENERAL_LENGTH)
+    device = next(model.parameters()).device
+    sequences = text_sequences(text, tokenizer, _GENERAL_SEQUENCES, _GENERAL_LENGTH)
+    x, y = (part.to(device) for part in sequences)
     with _evaluating(model):
         parts = zip(x.split(spec.eval_batch), y.split(spec.eval_batch), strict=True)
         losses, _, counts = zip(*(spec.score(model, *part) for part in parts), strict=True)

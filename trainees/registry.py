@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+import torch
 
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
@@ -90,8 +91,6 @@ def build_task(
     return TRAINEES[name](total_steps, optimizer or OptimizerSpec("adam"), seed)
 
 
-def build_trainee(task: Task, seed: int | None = None) -> SingleTrainee:
-    """Build the trainee of a task, with another seed where one is given."""
-    if seed is not None:
-        task = replace(task, seed=seed)
-    return SingleTrainee(task.spec, load_data(task.data), task.seed)
+def build_trainee(task: Task, device: torch.device | str = "cpu") -> SingleTrainee:
+    """Build the trainee of a task on a device."""
+    return SingleTrainee(task.spec, load_data(task.data), task.seed, device)

@@ -23,18 +23,22 @@ class SingleTrainee:
         spec: The specification.
         dataset: The data set.
         seed: Seed of the weights, the order of the data and the label noise.
+        device: Where the run lives.
     """
 
     n_runs = 1
 
-    def __init__(self, spec: RunSpec, dataset: Dataset, seed: int) -> None:
-        self.spec, self.dataset, self._seed = spec, dataset, seed
-        self.model = initial_model(spec, dataset, seed)
+    def __init__(
+        self, spec: RunSpec, dataset: Dataset, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.spec, self.dataset, self._seed = spec, dataset.to(device), seed
+        self.model = initial_model(spec, dataset, seed).to(device)
         self.optimizer = spec.optimizer.build(trained(self.model))
         self._params = trained(self.model)
         n_train = len(dataset.x_train)
-        self._order = batch_order(n_train, spec.batch_size, spec.total_steps, seed)
-        self._labels = noisy_labels(dataset.y_train, dataset.n_classes, spec.label_noise, seed)
+        self._order = batch_order(n_train, spec.batch_size, spec.total_steps, seed).to(device)
+        labels = noisy_labels(dataset.y_train, dataset.n_classes, spec.label_noise, seed)
+        self._labels = labels.to(device)
         self._step = 0
 
     @property
@@ -116,6 +120,7 @@ class SingleTrainee:
         if not self.spec.stochastic:
             yield
             return
-        with torch.random.fork_rng(devices=[]):
+        devices = [self._order.device] if self._order.is_cuda else []
+        with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed * 1_000_003 + self._step)
             yield

@@ -62,7 +62,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     check_settings(folder, settings, free={"output", "checkpoint_every"})
     data = load_data(task.data)
     console.print(f"Data: {data.name}, {data.note}")
-    trainee = build_trainee(task)
+    trainee = build_trainee(task, _device(settings.device))
     scheduler = LearnedLR(trainee.optimizer, settings.total_steps, policy)
     checkpoint, losses, vals = folder / "checkpoint.pt", [], {}
     if checkpoint.exists():
@@ -74,6 +74,20 @@ def finetune(settings: FinetuneSettings) -> Path:
     with SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer:
         _train(trainee, scheduler, (losses, vals), settings, writer, checkpoint)
         return _finish(folder, trainee, scheduler, (losses, vals), settings, writer)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, by default the GPU if there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Expected a device that torch has here, such as cpu; got {name!r}: {reason}"
+        ) from None
+    return torch.device(name)
 
 
 def finetune_task(settings: FinetuneSettings) -> Task:
@@ -124,7 +138,7 @@ def _train(
         for step in range(len(losses), settings.total_steps):
             loss = trainee.backward()
             trainee.optimizer.step()
-            losses.append(loss)
+            losses.append(loss.cpu())
             val = None
             if (step + 1) % every == 0:
                 val = trainee.evaluate("val", trainee.spec.val_examples)[0]

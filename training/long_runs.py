@@ -47,6 +47,8 @@ class LongRunsSettings:
     """Peaks of the grid; the first is the usual default."""
     policies: tuple[str, ...] = ("default",)
     """Learned policies, by name or path."""
+    device: str = "cpu"
+    """Where the runs live, such as cpu or cuda."""
     all_seeds: bool = False
     """Run the experts at their default and best peaks on all seeds, not the best of them alone."""
 
@@ -75,14 +77,14 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
     folder = make_folder(settings.output)
 
     def run(method: Method, seed: int) -> dict[str, Any]:
-        return run_once(replace(task, seed=seed), method, measure, folder)
+        return run_once(replace(task, seed=seed), method, measure, settings)
 
-    rows = [run(method, seed) for method, seed in _learned(settings)]
     grid = {
         (kind, peak): run(Method(kind, kind, peak), 0)
         for peak in settings.peaks
         for kind in settings.kinds
     }
+    rows = [run(method, seed) for method, seed in _learned(settings)]
     default = settings.peaks[0]
     rows += [{**grid[kind, default], "method": f"{kind}, default peak"} for kind in settings.kinds]
     best_peaks = {
@@ -111,16 +113,18 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
     return folder / "results.json"
 
 
-def run_once(task: Task, method: Method, measure: Measure, folder: Path) -> dict[str, Any]:
+def run_once(
+    task: Task, method: Method, measure: Measure, settings: LongRunsSettings
+) -> dict[str, Any]:
     """Train one run, or read its record."""
     policy = None if method.peak else load_policy(method.driver)
     name = json.dumps(
         [task.to_json(), method.driver, method.peak, policy and policy.card["sha256"]]
     )
-    path = folder / "runs" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    path = settings.output / "runs" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     if path.exists():
         return {**read_json(path), "method": method.label}
-    trainee, total = build_trainee(task), task.spec.total_steps
+    trainee, total = build_trainee(task, settings.device), task.spec.total_steps
     rates = schedule(method.driver, total, method.peak) if method.peak else []
     scheduler = LearnedLR(trainee.optimizer, total, policy) if policy else None
     losses, used, spent = [], [], 0.0
@@ -150,6 +154,7 @@ def run_once(task: Task, method: Method, measure: Measure, folder: Path) -> dict
         "seed": task.seed,
         "val_loss_half": halfway,
         "val_loss": float(trainee.evaluate("val")[0]),
+        "device": _device_name(settings.device),
         "seconds": spent,
         "mean_lr": sum(used) / total,
         "losses": losses,
@@ -158,6 +163,10 @@ def run_once(task: Task, method: Method, measure: Measure, folder: Path) -> dict
     }
     write_json(path, record)
     return record
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if "cuda" in device else device
 
 
 def _learned(settings: LongRunsSettings) -> Iterator[tuple[Method, int]]:

@@ -186,6 +186,8 @@ class FinetuneSettings:
     """Length of the run in optimizer steps."""
     seed: int = 0
     """Seed of weights and data order."""
+    device: str | None = None
+    """Device to train on, such as cpu or cuda; None for the GPU if there is one."""
     output: Path = Path("runs/finetune")
     """Where the model, the decision log and the checkpoint go; a stopped run goes on from there."""
     checkpoint_every: int = 200
