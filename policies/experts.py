@@ -39,6 +39,13 @@ def polynomial(step: int, total_steps: int, peak: float) -> float:
     return peak * _rise_or(step, total_steps, lambda x: (1.0 - x) ** POLYNOMIAL_POWER)
 
 
+def wsd(step: int, total_steps: int, peak: float) -> float:
+    """Warm up for 5 %, hold the peak, and fall as 1 − √x in the last fifth (Hägele et al. 2024)."""
+    warmup, fall = max(1, round(0.05 * total_steps)), max(1, round(0.2 * total_steps))
+    into_fall = (step - (total_steps - fall)) / fall
+    return peak * min(1.0, (step + 1) / warmup, 1.0 - math.sqrt(max(0.0, into_fall)))
+
+
 def _rise_or(step: int, total_steps: int, fall: Callable[[float], float]) -> float:
     warmup = max(1, round(WARMUP_FRACTION * total_steps))
     if step < warmup:
@@ -50,6 +57,7 @@ EXPERTS: dict[str, Expert] = {
     "linear": linear_warmup,
     "cosine": cosine,
     "polynomial": polynomial,
+    "wsd": wsd,
     "constant": constant,
 }
 

@@ -13,11 +13,16 @@ from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
+from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
-from lrenv.training.evaluate import compare_all, usual_peak
+from lrenv.training.compare import Methods, compare, usual_peak
+from lrenv.training.evaluate import compare_all, evaluated_tasks
+from lrenv.training.expert_search import search_experts
+from lrenv.training.peers import PEERS, effective_lr
 from lrenv.training.records import RunRecord, bootstrap_interval, summarise
+from lrenv.training.settings import EvaluateSettings
 
 
 def record(ratio: float | None) -> RunRecord:
@@ -90,30 +95,103 @@ def test_what_was_compared_is_not_run_again(
     policy: FrozenPolicy, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [("tiny", tiny_task), ("tiny", replace(tiny_task, seed=4))]
-    first = compare_all(jobs, [policy], [0.1, 0.01], None, tmp_path)
+    methods = Methods((policy,), (0.1, 0.01))
+    first = compare_all(jobs, methods, tmp_path)
 
     def refuse(*_: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(evaluate, "compare", refuse)
-    assert compare_all(jobs, [policy], [0.1, 0.01], None, tmp_path) == first
+    assert compare_all(jobs, methods, tmp_path) == first
     assert {record.seed for record in first} == {3, 4}
     assert sum(record.method == "learned: random" for record in first) == 4
     other = FrozenPolicy(policy.actor, {**policy.card, "sha256": "b"})
-    for policies, hints, peak in (
-        ([other], [0.1, 0.01], None),
-        ([policy], [0.1], None),
-        ([policy], [0.1, 0.01], 0.3),
+    for change in (
+        {"policies": (other,)},
+        {"hints": (0.1,)},
+        {"peak": 0.3},
+        {"peers": ("plateau",)},
+        {"tune_peers": True},
     ):
         with pytest.raises(AssertionError, match="trained again"):
-            compare_all(jobs, policies, hints, peak, tmp_path)
+            compare_all(jobs, replace(methods, **change), tmp_path)
 
 
-def test_policies_of_one_name_are_refused(
-    policy: FrozenPolicy, tiny_task: Task, tmp_path: Path
-) -> None:
+def test_methods_that_cannot_be_compared_are_refused(policy: FrozenPolicy) -> None:
     with pytest.raises(InputError, match="policies of different names, got random, random; comp"):
-        compare_all([("tiny", tiny_task)], [policy, policy], [0.1], None, tmp_path)
+        Methods((policy, policy))
+    with pytest.raises(InputError, match=r"peers among all, plateau, .*; got 'sgd'"):
+        Methods((policy,), peers=("sgd",))
+
+
+def test_suites_have_their_own_tasks() -> None:
+    assert list(evaluated_tasks(EvaluateSettings())) == ["mlp-mnist, adam", "mlp-mnist, sgd"]
+    assert len(evaluated_tasks(EvaluateSettings(suite="unseen-mlps"))) == 24
+    unseen = evaluated_tasks(EvaluateSettings(suite="unseen"))
+    assert len(unseen) == 24
+    assert len(evaluated_tasks(EvaluateSettings(suite="unseen-heavy"))) == 26
+    with pytest.raises(InputError, match=r"no total_steps beside the suite unseen"):
+        evaluated_tasks(EvaluateSettings(suite="unseen", total_steps=9))
+
+
+def test_the_time_to_the_tuned_expert_by_hand() -> None:
+    curves = [[1.0, 0.5, 0.4, 0.45], [1.0, 0.6, 0.55, 0.51], [1.0, None, None, None], None]
+    ratios = (0.9, 1.02, None, 1.0)  # the tuned expert ends at 0.5
+    rows = [replace(record(r), val_curve=c) for r, c in zip(ratios, curves, strict=True)]
+
+    assert [row.time_to_tuned for row in rows] == [0.5, math.inf, math.inf, None]
+    assert summarise("m", rows)["median_time"] is None
+    assert summarise("m", rows)["reached"] == pytest.approx(1 / 3)
+    assert summarise("m", [rows[0], rows[0], rows[1]])["median_time"] == 0.5
+    assert summarise("m", [rows[3]])["reached"] is None
+
+
+def test_the_area_of_the_profile_by_hand() -> None:
+    row = summarise("m", [record(r) for r in (0.5, 1.25, 3.0, None)])
+    assert row["profile_area"] == pytest.approx((1 + 0.75) / 4)
+
+
+def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) -> None:
+    search = search_experts(tiny_task)
+    methods = Methods((policy,), (0.1,), peers=tuple(PEERS), tune_peers=True)
+    rows = {row.method: row for row in compare(tiny_task, "tiny", search, methods)}
+
+    assert set(rows) >= {"learned: random", "wsd", "LR-matched constant", "tuned expert"}
+    assert rows["tuned expert"].ratio == pytest.approx(1.0, rel=1e-4)
+    assert rows["tuned expert"].time_to_tuned <= 1.0
+    matched = rows["LR-matched constant"].curve["lr"]
+    lrs = torch.tensor(rows["learned: random"].curve["lr"])
+    assert matched[0] == pytest.approx(float(lrs.mean()), rel=0.05)
+    for peer in PEERS.values():
+        default, tuned = rows[peer.label], rows[f"{peer.label}, tuned"]
+        assert tuned.ratio <= default.ratio
+        assert default.detail == "scale 1"
+        assert tuned.val_loss < 1.1 * default.curve["loss"][0]
+        assert (default.val_curve is None) == (peer.label in ("DoG", "Schedule-Free AdamW"))
+        assert summarise(tuned.method, [tuned])["tuning_runs"] == 5
+    assert len({row.val_loss for row in rows.values()}) > 12
+
+
+def test_peers_set_the_lr_as_they_should(tiny_task: Task) -> None:
+    def lrs(name: str, scale: float = 1.0) -> list[float]:
+        trainee = build_trainee(tiny_task)
+        after, found = PEERS[name].start(trainee, 0.2, scale).after_step, []
+        for _ in range(trainee.total_steps):
+            loss = trainee.backward()
+            trainee.optimizer.step()
+            found.append(effective_lr(trainee.optimizer))
+            after(loss)
+        return found
+
+    cycle = lrs("one-cycle", 0.5)
+    assert max(cycle) == pytest.approx(0.1)
+    assert cycle[0] == pytest.approx(0.1 / 25)
+    assert cycle[-1] == pytest.approx(0.1 / 25e4)
+    assert lrs("plateau", 3.0)[0] == pytest.approx(0.6)
+    assert lrs("greedy")[0] == pytest.approx(0.2)
+    assert len({round(lr, 9) for lr in lrs("greedy")}) > 1
+    assert lrs("prodigy")[-1] > 10 * lrs("prodigy")[0]
+    assert lrs("prodigy-cosine")[-1] < 0.1 * max(lrs("prodigy-cosine"))
 
 
 def test_usual_peaks() -> None:

@@ -34,7 +34,8 @@ def logs(kind: str, peak: float, steps: int = 50) -> torch.Tensor:
 
 def finished(val_loss: torch.Tensor, losses: torch.Tensor) -> ScheduledRuns:
     """Runs of known validation losses, ``(r,)``."""
-    return ScheduledRuns(losses, {"val": (val_loss, torch.zeros_like(val_loss))})
+    scores = {"val": (val_loss, torch.zeros_like(val_loss))}
+    return ScheduledRuns(losses, scores, torch.empty(len(losses), 0))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,10 @@ def test_runs_follow_their_schedules(tiny_task):
     assert runs.losses.shape == (2, total)
     assert list(runs.scores) == ["val"]
     val_loss, _ = runs.scores["val"]
+    watched = run_schedules(tiny_task, rates, watch=(7, total)).watched
+    shorter = replace(tiny_task, spec=replace(tiny_task.spec, total_steps=7))
+    cut = run_schedules(shorter, [lrs[:7] for lrs in rates]).scores["val"][0]
+    torch.testing.assert_close(watched, torch.stack([cut, val_loss], 1), rtol=1e-4, atol=0.0)
 
     for run, lrs in enumerate(rates):
         trainee = SingleTrainee(tiny_task.spec, load_data(tiny_task.data), tiny_task.seed)

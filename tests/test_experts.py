@@ -41,9 +41,17 @@ def test_warm_up_takes_a_fifth_of_the_run(name, total_steps, warmup):
     assert rates[warmup - 1] == 1.0
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial"])
+def test_wsd_by_hand():
+    rates = schedule("wsd", 100, 2.0)
+
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert set(rates[5:81]) == {2.0}
+    assert rates[85] == pytest.approx(2.0 * (1 - 0.25**0.5))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "wsd"])
 def test_decaying_experts_end_near_zero(name):
-    assert 0 < schedule(name, 1000, 1.0)[-1] < 2e-3
+    assert 0 < schedule(name, 1000, 1.0)[-1] < 3e-3
     assert get_expert(name)(1000, 1000, 1.0) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -74,6 +82,6 @@ def test_rates_are_multiples_of_the_peak(name, total_steps, exponent):
 
 @pytest.mark.parametrize("name", ["Cosine", "", "lineal"])
 def test_an_unknown_expert_is_refused(name):
-    message = f"among linear, cosine, polynomial, constant; got {name!r}"
+    message = f"among linear, cosine, polynomial, wsd, constant; got {name!r}"
     with pytest.raises(InputError, match=message):
         schedule(name, 10, 1.0)

@@ -238,10 +238,24 @@ def test_runs_without_curves_or_summary(results: dict[str, Any], tmp_path: Path)
     for each in results["runs"]:
         each["curve"] = None
     page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert page.tables[0][1] == [HOSTILE, *["–"] * 10]
+    assert page.tables[0][1] == [HOSTILE, *["–"] * 13]
     task = json.loads(page.scripts[0])["tasks"][0]
     assert task["loss"]["traces"] == []
     assert task["loss"]["caption"].endswith("; not measured.")
+
+
+def test_the_profile_counts_runs_within_each_ratio(results: dict[str, Any], tmp_path: Path) -> None:
+    ratios = iter([0.9, 1.5, None, 7.0])
+    for each in results["runs"]:
+        if each["method"] == HOSTILE:
+            each["ratio"] = next(ratios)
+    page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
+
+    profile = json.loads(page.scripts[0])["profile"]
+    trace = next(t for t in profile["traces"] if "&lt;script" in t["hovertemplate"])
+    assert trace["x"] == [1.0, 1.0, 1.5, 2.0]
+    assert trace["y"] == [0.0, 0.25, 0.5, 0.5]
+    assert "profile" in page.labels["profile-plot"]
 
 
 def test_terminal_table_has_a_row_a_method_and_fits_80_columns(results: dict[str, Any]) -> None:

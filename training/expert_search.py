@@ -184,14 +184,19 @@ class ScheduledRuns:
     Attributes:
         losses: Training loss of every step, ``(runs, total_steps)``.
         scores: Final loss and accuracy on each split that was asked for, ``(runs,)`` each.
+        watched: Validation losses behind the steps that were asked for, ``(runs, len(watch))``.
     """
 
     losses: Tensor
     scores: dict[Split, tuple[Tensor, Tensor]]
+    watched: Tensor
 
 
 def run_schedules(
-    task: Task, schedules: Sequence[Sequence[float]], splits: Sequence[Split] = ("val",)
+    task: Task,
+    schedules: Sequence[Sequence[float]],
+    splits: Sequence[Split] = ("val",),
+    watch: Sequence[int] = (),
 ) -> ScheduledRuns:
     """Train one run of a task under each schedule, all with the same seed.
 
@@ -199,21 +204,26 @@ def run_schedules(
         task: The task.
         schedules: LR of every step, for each run.
         splits: Splits to evaluate the trained runs on.
+        watch: Numbers of steps, rising, behind which the validation loss is taken.
     """
     losses: list[Tensor] = []
+    watched: list[Tensor] = []
     scores: dict[Split, list[tuple[Tensor, Tensor]]] = {split: [] for split in splits}
     for rates in torch.tensor(schedules).split(task.spec.lockstep or len(schedules)):
         n_runs = len(rates)
         trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-        steps = []
+        steps, vals = [], [torch.empty(n_runs, 0)]
         for step in range(task.spec.total_steps):
             steps.append(trainee.backward())
             trainee.update(rates[:, step])
+            if step + 1 in watch:
+                vals.append(trainee.evaluate("val")[0][:, None])
         losses.append(torch.stack(steps, 1))
+        watched.append(torch.cat(vals, 1))
         for split in splits:
             scores[split].append(trainee.evaluate(split))
     joined = {
         split: (torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
         for split, rows in scores.items()
     }
-    return ScheduledRuns(torch.cat(losses), joined)
+    return ScheduledRuns(torch.cat(losses), joined, torch.cat(watched))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from lrenv.policies.experts import TUNED_KINDS
 from lrenv.training.expert_search import N_PEAKS
+from lrenv.training.peers import SCALES
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
+PROFILE_END = 2.0
+"""Largest ratio of the performance profile: the share of runs within each ratio, from 1."""
+
 _CURVE_POINTS = 200
 _BOOTSTRAP = 2000
 _ROUNDING = 1e-4  # the tuned expert, trained once more, does not beat itself
@@ -37,6 +41,8 @@ class RunRecord:
         diverged: Whether the final loss is not finite.
         seconds: Wall-clock time; None where runs trained in lockstep.
         curve: Steps, losses and LRs at some of the steps.
+        val_curve: Validation losses at equal distances over the run, the last one at its end; None
+            where they were not taken.
     """
 
     task: str
@@ -51,6 +57,27 @@ class RunRecord:
     diverged: bool
     seconds: float | None
     curve: dict[str, list[Any]] | None
+    val_curve: list[float | None] | None = None
+
+    def relabelled(self, method: str) -> RunRecord:
+        """The same run as that of another method."""
+        return replace(self, method=method)
+
+    @property
+    def time_to_tuned(self) -> float | None:
+        """Share of the run until the tuned expert's final loss, infinite if never reached.
+
+        None where validation losses were not taken.
+        """
+        if self.val_curve is None:
+            return None
+        if self.ratio is None or self.val_loss is None:
+            return math.inf
+        target = self.val_loss / self.ratio * (1.0 + _ROUNDING)
+        for k, loss in enumerate(self.val_curve, 1):
+            if loss is not None and loss <= target:
+                return k / len(self.val_curve)
+        return math.inf
 
 
 def make_record(
@@ -59,6 +86,7 @@ def make_record(
     finals: Sequence[float],
     history: tuple[Tensor, Tensor],
     seconds: float | None = None,
+    val_curve: Sequence[float] | None = None,
 ) -> RunRecord:
     """Build a record.
 
@@ -68,6 +96,7 @@ def make_record(
         finals: Final validation loss, test loss and test accuracy.
         history: Training loss and LR of every step.
         seconds: Wall-clock time.
+        val_curve: Validation losses at equal distances over the run.
     """
     losses, rates = history
     val, test, accuracy = map(_finite, finals)
@@ -86,6 +115,7 @@ def make_record(
             "loss": [_finite(x) for x in losses[index].tolist()],
             "lr": rates[index].tolist(),
         },
+        val_curve=None if val_curve is None else [_finite(x) for x in val_curve],
     )
 
 
@@ -94,21 +124,32 @@ def summarise(method: str, rows: Sequence[RunRecord]) -> dict[str, Any]:
     ratios = torch.tensor([math.inf if r.ratio is None else r.ratio for r in rows]).double()
     logs = torch.log(ratios)
     low, high = bootstrap_interval(_by_task_and_seed(rows, logs))
+    times = [t for row in rows if (t := row.time_to_tuned) is not None]
     return {
         "method": method,
         "runs": len(rows),
-        "tuning_runs": len(TUNED_KINDS) * N_PEAKS if method == TUNED else 0,
+        "tuning_runs": _tuning_runs(method),
         "median_ratio": _finite(float(ratios.quantile(0.5))),
         "geometric_mean_ratio": _finite(float(logs.mean().exp())),
         "low": _finite(low),
         "high": _finite(high),
         "worst_ratio": _finite(float(ratios.max())),
         "wins": float((ratios < 1.0 - _ROUNDING).double().mean()),
+        "profile_area": float((PROFILE_END - ratios.clamp(1.0, PROFILE_END)).mean())
+        / (PROFILE_END - 1.0),
+        "median_time": _finite(float(torch.tensor(times).quantile(0.5))) if times else None,
+        "reached": sum(t < math.inf for t in times) / len(times) if times else None,
         "diverged": sum(r.diverged for r in rows),
         "mean_train_loss": _mean([r.mean_train_loss for r in rows]),
         "val_loss": _mean([r.val_loss for r in rows]),
         "test_accuracy": _mean([r.test_accuracy for r in rows]),
     }
+
+
+def _tuning_runs(method: str) -> int:
+    if method == TUNED:
+        return len(TUNED_KINDS) * N_PEAKS
+    return len(SCALES) if method.endswith(", tuned") else 0
 
 
 def bootstrap_interval(logs: Tensor) -> tuple[float, float]:

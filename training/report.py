@@ -28,6 +28,7 @@ from lrenv.training.report_plots import (
     method_styles,
     number,
     positive,
+    profile_plot,
     ratio_plot,
 )
 
@@ -92,6 +93,14 @@ SUMMARY = (
     Column("test_accuracy", "Test acc. %", _accuracy, 1),
     Column("runs", "Runs", _count),
 )
+"""Columns of the terminal's table and the page's."""
+PAGE_SUMMARY = (
+    *SUMMARY[:4],
+    Column("profile_area", "Profile area %", _percent, 1),
+    Column("median_time", "Time to tuned %", _percent, -1),
+    Column("reached", "Tuned reached %", _percent, 1),
+    *SUMMARY[4:],
+)
 RUNS = (
     Column("seed", "Seed", _count),
     Column("ratio", "Ratio", _ratio),
@@ -118,7 +127,7 @@ def summary_rows(results: Row) -> list[Row]:
 def best_texts(rows: Sequence[Row]) -> dict[str, str]:
     """Map a column's key to its best value as written, where a competitor stands out."""
     best = {}
-    for column in SUMMARY:
+    for column in PAGE_SUMMARY:
         values = [number(row.get(column.key)) for row in rows if not is_reference(row["method"])]
         known = sorted(v for v in values if v is not None)
         if column.better and len({column.show(v) for v in known}) > 1:
@@ -185,7 +194,11 @@ def render(results: Mapping[str, Any]) -> str:
 
     styles = method_styles(methods_of(results))
     curves = curve_plots(results, styles)
-    plots = {"ratio": ratio_plot(results, styles), "tasks": list(curves.values())}
+    plots = {
+        "ratio": ratio_plot(results, styles),
+        "profile": profile_plot(results, styles),
+        "tasks": list(curves.values()),
+    }
     return PAGE.substitute(
         title=escape(_title(results)),
         introduction=escape(introduction(results)),
@@ -194,6 +207,7 @@ def render(results: Mapping[str, Any]) -> str:
         ratio_label=escape(_ratio_label(results)),
         ratio_height=ROW_HEIGHT * max(1, len(styles)) + 70,
         ratio_caption=escape(_ratio_caption(results)),
+        profile_label=escape(_profile_label(results)),
         tasks="".join(f'<option value="{i}">{escape(t)}</option>' for i, t in enumerate(curves)),
         legend="".join(_legend_button(method, style) for method, style in styles.items()),
         runs=_runs_html(results),
@@ -208,7 +222,10 @@ def render(results: Mapping[str, Any]) -> str:
 SUMMARY_NOTE = (
     "Marked: the best of a column among the competitors; the references are there to compare with. "
     "Mean ratio: the geometric mean, with its bootstrap 95 % interval. Wins: runs that beat the "
-    f"tuned expert. Tuning runs: runs spent beforehand to choose the LR. {MISSING}: not measured."
+    "tuned expert. Profile area: that under a method's line in the profile. Time to tuned: the "
+    "median share of a run until its validation loss is at most the tuned expert's final one, "
+    "which the given share of runs reaches at all. Tuning runs: runs spent beforehand to choose "
+    f"the LR. {MISSING}: not measured, or never reached."
 )
 
 
@@ -259,10 +276,12 @@ def _summary_html(results: Row, styles: Mapping[str, Style]) -> str:
         method = str(row["method"])
         kind = "reference" if is_reference(method) else "learned" if is_learned(method) else "other"
         badge = ' <span class="badge">reference</span>' if kind == "reference" else ""
-        cells = "".join(_cell(column.text(row), is_best(row, column, best)) for column in SUMMARY)
+        cells = "".join(
+            _cell(column.text(row), is_best(row, column, best)) for column in PAGE_SUMMARY
+        )
         name = f'<th scope="row">{styles[method].swatch()}{escape(method)}{badge}</th>'
         body.append(f'<tr class="{kind}">{name}{cells}</tr>')
-    head = _head(["Method", *(column.title for column in SUMMARY)])
+    head = _head(["Method", *(column.title for column in PAGE_SUMMARY)])
     return _scroll("Summary table", "summary", f"{head}<tbody>{''.join(body)}</tbody>")
 
 
@@ -282,6 +301,12 @@ def _legend_button(method: str, style: Style) -> str:
 def _ratio_label(results: Row) -> str:
     rows = [f"{row['method']} {SUMMARY[0].text(row)}" for row in summary_rows(results)]
     return f"Ratio to the tuned expert, geometric mean and 95 % interval: {'; '.join(rows)}."
+
+
+def _profile_label(results: Row) -> str:
+    area = next(column for column in PAGE_SUMMARY if column.key == "profile_area")
+    rows = [f"{row['method']} {area.text(row)}" for row in summary_rows(results)]
+    return f"Performance profile; area under each line in percent: {'; '.join(rows)}."
 
 
 def _ratio_caption(results: Row) -> str:

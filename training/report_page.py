@@ -32,6 +32,14 @@ $summary
 <figcaption>$ratio_caption</figcaption>
 </figure>
 </section>
+<section aria-labelledby="profile">
+<h2 id="profile">Performance profile</h2>
+<figure>
+<div id="profile-plot" class="plot" role="img" aria-label="$profile_label"></div>
+<figcaption>The share of runs whose ratio is at most that on the axis; diverged runs never
+count.</figcaption>
+</figure>
+</section>
 <section aria-labelledby="curves">
 <h2 id="curves">One run of each method</h2>
 <p><label for="task">Task</label> <select id="task">$tasks</select></p>
@@ -160,6 +168,7 @@ function drawCurves() {
 
 function draw() {
   plot("ratio-plot", data.ratio.traces, data.ratio.layout);
+  plot("profile-plot", data.profile.traces, data.profile.layout);
   drawCurves();
 }
 

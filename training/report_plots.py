@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from lrenv.training.records import PROFILE_END
+
 Row = Mapping[str, Any]
 Plot = dict[str, Any]
 Series = Mapping[str, Sequence[float | None]]
@@ -147,6 +149,39 @@ def ratio_plot(results: Row, styles: Mapping[str, Style]) -> Plot:
             "ticktext": [escape(m, quote=False) for m in styles],
             "fixedrange": True,
         },
+    }
+    return {"traces": traces, "layout": layout}
+
+
+def profile_plot(results: Row, styles: Mapping[str, Style]) -> Plot:
+    """Draw the performance profile: each method's share of runs within a ratio (AlgoPerf)."""
+    traces = []
+    for method in sorted(styles, key=is_learned):
+        style = styles[method]
+        runs = [r for r in results.get("runs") or [] if r["method"] == method]
+        ratios = sorted(
+            max(1.0, ratio) for r in runs if (ratio := positive(r.get("ratio"))) is not None
+        )
+        within = [ratio for ratio in ratios if ratio <= PROFILE_END]
+        shares = [(k + 1) / len(runs) for k in range(len(within))]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [1.0, *within, PROFILE_END],
+                "y": [0.0, *shares, shares[-1] if shares else 0.0],
+                "line": {
+                    "shape": "hv",
+                    "color": style.color,
+                    "width": style.width,
+                    "dash": style.dash,
+                },
+                "hovertemplate": f"{escape(method)}<br>ratio %{{x:.2f}}: %{{y:.0%}}<extra></extra>",
+            }
+        )
+    layout = {
+        "xaxis": {"title": {"text": "ratio to the tuned expert"}, "range": [1.0, PROFILE_END]},
+        "yaxis": {"title": {"text": "share of runs"}, "range": [0, 1.02], "tickformat": ".0%"},
     }
     return {"traces": traces, "layout": layout}
 

@@ -119,10 +119,17 @@ class ClassicSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Compare policies with expert schedules, default and tuned, over paired seeds."""
+    """Compare policies with expert schedules and peers, default and tuned, over paired seeds."""
 
     policies: tuple[str, ...] = ("default",)
     """Policies, each by the name of a shipped one or the path of its card."""
+    suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy"] = "trainee"
+    """One trainee, or test tasks that no policy is trained on: 24 MLPs on full-size MNIST, 24 tasks
+    of six families, or these and two whose tuned experts take hours."""
+    peers: tuple[str, ...] = ()
+    """Other people's methods to compare with, by name, or all; they need lrenv[peers]."""
+    tune_peers: bool = False
+    """Run each peer at the best of 5 scales too."""
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizers: tuple[str, ...] = ("adam", "sgd")

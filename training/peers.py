@@ -1,0 +1,206 @@
+"""Peers: other people's ways to set the learning rate, by their own packages, at their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
+
+from lrenv.errors import InputError
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.stacked import trained
+
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Multiples of its default scale at which a peer is tuned."""
+
+_VALIDATIONS = 50
+_VALIDATION_EXAMPLES = 256
+_NORM_BATCHES = 50  # as schedulefree's documentation has it
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """A run under a peer, which has replaced or set the trainee's optimizer.
+
+    Attributes:
+        after_step: Called behind every optimizer step with its training loss ``(1,)``.
+        finish: Brings the trained model about; None where it is there at any step.
+    """
+
+    after_step: Callable[[Tensor], None] = lambda loss: None
+    finish: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer.
+
+    Attributes:
+        label: How it is called in results.
+        start: Sets up a run, from its trainee, the peak LR that people start from, and a multiple
+            of the peer's default scale: of that peak, or of its own.
+    """
+
+    label: str
+    start: Callable[[SingleTrainee, float, float], PeerRun]
+
+
+def _plateau(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """torch's, on the validation loss at every fiftieth of the run."""
+    _set_lr(trainee, peak * scale)
+    scheduler = ReduceLROnPlateau(trainee.optimizer)
+    every, step = max(1, trainee.total_steps // _VALIDATIONS), 0
+
+    def after_step(_: Tensor) -> None:
+        nonlocal step
+        step += 1
+        if step % every == 0:
+            scheduler.step(float(trainee.evaluate("val", _VALIDATION_EXAMPLES)[0]))
+
+    return PeerRun(after_step)
+
+
+def _one_cycle(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    scheduler = OneCycleLR(
+        trainee.optimizer,
+        peak * scale,
+        trainee.total_steps,
+        cycle_momentum=trainee.spec.optimizer.momentum > 0.0,
+    )
+    # One step less than the run has: torch's counts its start.
+    left = trainee.total_steps - 1
+
+    def after_step(_: Tensor) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            scheduler.step()
+
+    return PeerRun(after_step)
+
+
+def _greedy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """transformers', on smoothed training losses, within a hundredth and ten times the peak."""
+    _set_lr(trainee, peak * scale)
+    scheduler = _import("transformers.optimization").GreedyLR(
+        trainee.optimizer, smooth=True, min_lr=peak * scale / 100, max_lr=peak * scale * 10
+    )
+    return PeerRun(lambda loss: scheduler.step(float(loss)))
+
+
+def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """Schedule-Free AdamW; batch norm's averages are taken anew for the averaged weights."""
+    kind = _import("schedulefree").AdamWScheduleFree
+    optimizer = kind(trained(trainee.model), lr=0.0025 * scale, weight_decay=_decay(trainee))
+    optimizer.train()
+    trainee.optimizer = optimizer
+
+    @torch.no_grad()
+    def finish() -> None:
+        optimizer.eval()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in trainee.model.modules()):
+            size = trainee.spec.batch_size
+            for x in trainee.dataset.x_train.split(size)[:_NORM_BATCHES]:
+                trainee.model(x)
+
+    return PeerRun(finish=finish)
+
+
+def _prodigy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    kind = _import("prodigyopt").Prodigy
+    trainee.optimizer = kind(
+        trained(trainee.model), d_coef=scale, weight_decay=_decay(trainee), decouple=True
+    )
+    return PeerRun()
+
+
+def _d_adaptation(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """D-Adaptation of Adam, or of SGD where the trainee's optimizer is SGD."""
+    package, settings = _import("dadaptation"), trainee.spec.optimizer
+    params, decay = trained(trainee.model), _decay(trainee)
+    if settings.name == "sgd":
+        trainee.optimizer = package.DAdaptSGD(
+            params, lr=scale, momentum=settings.momentum, weight_decay=decay
+        )
+    else:
+        trainee.optimizer = package.DAdaptAdam(
+            params, lr=scale, weight_decay=decay, decouple=settings.name == "adamw"
+        )
+    return PeerRun()
+
+
+def _dog(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """DoG with polynomial-decay averaging of the weights, as its authors recommend."""
+    package = _import("dog")
+    optimizer = package.DoG(trained(trainee.model), lr=scale, weight_decay=_decay(trainee))
+    trainee.optimizer = optimizer
+    averager = package.PolynomialDecayAverager(trainee.model)
+
+    def finish() -> None:
+        trainee.model.load_state_dict(averager.averaged_model.state_dict())
+
+    return PeerRun(lambda _: averager.step(), finish)
+
+
+def _annealed(start: Callable[[SingleTrainee, float, float], PeerRun]) -> Any:
+    """The same with a cosine over the run."""
+
+    def annealed(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+        start(trainee, peak, scale)
+        scheduler = CosineAnnealingLR(trainee.optimizer, trainee.total_steps)
+        return PeerRun(lambda _: scheduler.step())
+
+    return annealed
+
+
+PEERS: dict[str, Peer] = {
+    "plateau": Peer("ReduceLROnPlateau", _plateau),
+    "one-cycle": Peer("OneCycle", _one_cycle),
+    "greedy": Peer("GreedyLR", _greedy),
+    "schedule-free": Peer("Schedule-Free AdamW", _schedule_free),
+    "prodigy": Peer("Prodigy", _prodigy),
+    "prodigy-cosine": Peer("Prodigy, cosine", _annealed(_prodigy)),
+    "d-adaptation": Peer("D-Adaptation", _d_adaptation),
+    "d-adaptation-cosine": Peer("D-Adaptation, cosine", _annealed(_d_adaptation)),
+    "dog": Peer("DoG", _dog),
+}
+"""Peers by name; a new one is one function and one line here."""
+
+
+def get_peer(name: str) -> Peer:
+    """Return a peer by name, or raise :class:`InputError` with the names there are."""
+    if name not in PEERS:
+        raise InputError(f"Expected peers among all, {', '.join(PEERS)}; got {name!r}.")
+    return PEERS[name]
+
+
+def effective_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The LR of the first parameter group, with the factor that a peer estimates."""
+    group = optimizer.param_groups[0]
+    if "eta" in group:  # DoG
+        return float(group["eta"][0])
+    return float(group["lr"]) * float(group.get("d", 1.0))
+
+
+def _set_lr(trainee: SingleTrainee, lr: float) -> None:
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _decay(trainee: SingleTrainee) -> float:
+    return trainee.spec.optimizer.weight_decay
+
+
+def _import(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"Expected {module.partition('.')[0]} for a peer, got: {error}; install it: "
+            'pip install "lrenv[peers]".'
+        ) from None
