@@ -202,6 +202,7 @@ def test_evaluate_writes_results_and_report(
         "linear",
         "cosine",
         "polynomial",
+        "wsd",
         "constant",
         "LR-matched constant",
         "tuned expert",

@@ -17,11 +17,11 @@ from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
-from lrenv.training.compare import Methods, compare, usual_peak
-from lrenv.training.evaluate import compare_all, evaluated_tasks
+from lrenv.training.compare import ExpertsPart, PeerPart, PolicyPart, usual_peak
+from lrenv.training.evaluate import compare_all, compared_parts, evaluated_tasks
 from lrenv.training.expert_search import search_experts
 from lrenv.training.peers import PEERS, effective_lr
-from lrenv.training.records import RunRecord, bootstrap_interval, summarise
+from lrenv.training.records import MATCHED, RunRecord, bootstrap_interval, summarise
 from lrenv.training.settings import EvaluateSettings
 
 
@@ -95,33 +95,38 @@ def test_what_was_compared_is_not_run_again(
     policy: FrozenPolicy, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [("tiny", tiny_task), ("tiny", replace(tiny_task, seed=4))]
-    methods = Methods((policy,), (0.1, 0.01))
-    first = compare_all(jobs, methods, tmp_path)
+    parts = [PolicyPart(policy, (0.1, 0.01)), ExpertsPart(), PeerPart("plateau")]
+    first = compare_all(jobs, parts, tmp_path)
 
     def refuse(*_: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(evaluate, "compare", refuse)
-    assert compare_all(jobs, methods, tmp_path) == first
+    monkeypatch.setattr(evaluate, "_run_part", refuse)
+    assert compare_all(jobs, parts, tmp_path) == first
+    assert compare_all(jobs, parts[1:], tmp_path) == [
+        record for record in first if "learned" not in record.method and record.method != MATCHED
+    ]
     assert {record.seed for record in first} == {3, 4}
     assert sum(record.method == "learned: random" for record in first) == 4
-    other = FrozenPolicy(policy.actor, {**policy.card, "sha256": "b"})
-    for change in (
-        {"policies": (other,)},
-        {"hints": (0.1,)},
-        {"peak": 0.3},
-        {"peers": ("plateau",)},
-        {"tune_peers": True},
+    assert sum(record.method == "LR-matched constant" for record in first) == 2
+    for part in (
+        PolicyPart(FrozenPolicy(policy.actor, {**policy.card, "sha256": "b"}), (0.1, 0.01)),
+        PolicyPart(policy, (0.1,)),
+        ExpertsPart(0.3),
+        PeerPart("plateau", 0.3),
+        PeerPart("plateau", tuned=True),
+        PeerPart("greedy"),
     ):
         with pytest.raises(AssertionError, match="trained again"):
-            compare_all(jobs, replace(methods, **change), tmp_path)
+            compare_all(jobs, [part], tmp_path)
 
 
-def test_methods_that_cannot_be_compared_are_refused(policy: FrozenPolicy) -> None:
-    with pytest.raises(InputError, match="policies of different names, got random, random; comp"):
-        Methods((policy, policy))
+def test_methods_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(InputError, match="of different names, got default, default; comp"):
+        compared_parts(EvaluateSettings(policies=("default", "default")))
     with pytest.raises(InputError, match=r"peers among all, plateau, .*; got 'sgd'"):
-        Methods((policy,), peers=("sgd",))
+        compared_parts(EvaluateSettings(peers=("sgd",)))
+    assert len(compared_parts(EvaluateSettings(peers=("all",)))) == 2 + len(PEERS)
 
 
 def test_suites_have_their_own_tasks() -> None:
@@ -153,15 +158,18 @@ def test_the_area_of_the_profile_by_hand() -> None:
 
 def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) -> None:
     search = search_experts(tiny_task)
-    methods = Methods((policy,), (0.1,), peers=tuple(PEERS), tune_peers=True)
-    rows = {row.method: row for row in compare(tiny_task, "tiny", search, methods)}
+    parts = [PolicyPart(policy, (0.1,)), ExpertsPart()]
+    parts += [PeerPart(name, tuned=True) for name in PEERS]
+    found = [row for part in parts for row in part.run(tiny_task, "tiny", search)]
+    rows = {row.method: row for row in found}
 
-    assert set(rows) >= {"learned: random", "wsd", "LR-matched constant", "tuned expert"}
+    matched = "LR-matched constant: random"
+    assert set(rows) >= {"learned: random", matched, "linear", "wsd", "constant", "tuned expert"}
+    assert len(rows) == len(found)
     assert rows["tuned expert"].ratio == pytest.approx(1.0, rel=1e-4)
     assert rows["tuned expert"].time_to_tuned <= 1.0
-    matched = rows["LR-matched constant"].curve["lr"]
     lrs = torch.tensor(rows["learned: random"].curve["lr"])
-    assert matched[0] == pytest.approx(float(lrs.mean()), rel=0.05)
+    assert rows[matched].curve["lr"][0] == pytest.approx(float(lrs.mean()), rel=0.05)
     for peer in PEERS.values():
         default, tuned = rows[peer.label], rows[f"{peer.label}, tuned"]
         assert tuned.ratio <= default.ratio

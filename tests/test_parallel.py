@@ -24,7 +24,7 @@ from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
 from lrenv.training import cli, clone, expert_search, generalist, outcome_ppo, parallel
-from lrenv.training.compare import Methods
+from lrenv.training.compare import ExpertsPart, PolicyPart
 from lrenv.training.evaluate import compare_all
 from lrenv.training.expert_search import expert_cache, search_all
 from lrenv.training.outcome_ppo import OutcomePPO, evaluate_actor
@@ -96,7 +96,7 @@ def measure(workers: Workers, tasks, folder, monkeypatch) -> object:
 def compare(workers: Workers, tasks, folder, monkeypatch) -> object:
     policy = FrozenPolicy(new_actor(), {"name": "new", "preset": "scale-free", "sha256": "a"})
     jobs = [("tiny", task) for task in [*tasks, tasks[0]]]
-    records = compare_all(jobs, Methods((policy,), (0.1,)), folder, workers)
+    records = compare_all(jobs, [PolicyPart(policy, (0.1,)), ExpertsPart()], folder, workers)
     return [asdict(replace(record, seconds=None)) for record in records]
 
 

@@ -1,16 +1,16 @@
-"""Every method on one task and seed: policies, experts, peers, and the tuned expert."""
+"""The methods of a comparison on one task and seed: policies, experts, peers."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lrenv.errors import InputError
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.scheduler import LearnedLR
@@ -19,7 +19,7 @@ from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import SearchResult, run_schedules
-from lrenv.training.peers import SCALES, Peer, effective_lr, get_peer
+from lrenv.training.peers import SCALES, effective_lr, get_peer
 from lrenv.training.records import MATCHED, TUNED, RunRecord, make_record
 
 VALIDATIONS = 20
@@ -28,66 +28,128 @@ VALIDATIONS = 20
 _USUAL_KINDS = (*TUNED_KINDS, "wsd", "constant")
 
 
+class Part(Protocol):
+    """Methods that are run together, and kept together, on one task and seed."""
+
+    @property
+    def key(self) -> list[Any]:
+        """JSON values that tell this part's records from others'."""
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """Train on a task.
+
+        Args:
+            task: The task; its seed is the seed of all runs.
+            name: How the task is called in the results.
+            search: Its tuned expert.
+        """
+
+
 @dataclass(frozen=True)
-class Methods:
-    """What is compared.
+class PolicyPart:
+    """A policy in a plain torch loop under ``LearnedLR``, and the constant at its mean LR.
 
     Attributes:
-        policies: Learned policies, each in a plain torch loop under ``LearnedLR``.
-        hints: LRs that their optimizers are made with.
-        peak: Peak LR of the untuned experts and of peers; the usual default if None.
-        peers: Names of peers.
-        tune_peers: Run each peer at the best of ``SCALES`` too, beside its default.
+        policy: The policy.
+        hints: LRs that its optimizers are made with.
     """
 
-    policies: tuple[FrozenPolicy, ...]
+    policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
-    peak: float | None = None
-    peers: tuple[str, ...] = ()
-    tune_peers: bool = False
 
-    def __post_init__(self) -> None:
-        names = [policy.name for policy in self.policies]
-        if len(set(names)) < len(names):
-            raise InputError(
-                f"Expected policies of different names, got {', '.join(names)}; compare them in "
-                "two evaluations, or export one under another name."
+    @property
+    def key(self) -> list[Any]:
+        """See :class:`Part`."""
+        return ["policy", self.policy.name, self.policy.card["sha256"], self.hints]
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """See :class:`Part`."""
+        records, mean_lr = [], 0.0
+        for hint in self.hints:
+            trainee = build_trainee(task)
+            for group in trainee.optimizer.param_groups:
+                group["lr"] = hint
+            began = time.perf_counter()
+            scheduler = LearnedLR(trainee.optimizer, task.spec.total_steps, self.policy)
+            setup = time.perf_counter() - began
+            run = _train(trainee, scheduler.step)
+            labels = (name, f"learned: {self.policy.name}", f"hint {hint:g}", task.seed)
+            seconds = setup + run.seconds
+            finals = _finals(trainee)
+            records.append(
+                make_record(labels, search.reference, finals, run.history, seconds, run.val_curve)
             )
-        for name in self.peers:
-            get_peer(name)
-
-
-def compare(task: Task, name: str, search: SearchResult, methods: Methods) -> list[RunRecord]:
-    """Run every method on one task and seed.
-
-    Args:
-        task: The task; its seed is the seed of all runs.
-        name: How the task is called in the results.
-        search: Its tuned expert.
-        methods: What is compared.
-    """
-    if task.spec.lr_multiplier != 1.0:
-        raise InputError(
-            f"Expected an lr_multiplier of 1 to compare LRs, got {task.spec.lr_multiplier}; "
-            "leave it out."
-        )
-    records, matched = [], {}
-    for policy in methods.policies:
-        for hint in methods.hints:
-            record, mean_lr = run_policy(task, name, policy, hint, search.reference)
-            records.append(record)
             # Hints make no difference to a policy that ignores them: one constant a policy.
-            matched[policy.name] = mean_lr
-    peak = methods.peak or usual_peak(task.spec.optimizer)
-    plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
-    for policy_name, mean_lr in matched.items():
-        label = MATCHED if len(matched) == 1 else f"{MATCHED}: {policy_name}"
-        plans.append((label, "constant", mean_lr))
-    plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
-    records += _run_experts(task, name, plans, search.reference)
-    for peer in map(get_peer, methods.peers):
-        records += _run_peer(task, name, peer, peak, search.reference, methods.tune_peers)
-    return records
+            mean_lr = float(run.history[1].mean())
+        label = f"{MATCHED}: {self.policy.name}"
+        return records + _run_schedules(task, name, [(label, "constant", mean_lr)], search)
+
+
+@dataclass(frozen=True)
+class ExpertsPart:
+    """Experts at one peak, and the tuned expert.
+
+    Attributes:
+        peak: Peak LR of the untuned experts; the usual default if None.
+    """
+
+    peak: float | None = None
+
+    @property
+    def key(self) -> list[Any]:
+        """See :class:`Part`."""
+        return ["experts", self.peak]
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """See :class:`Part`."""
+        peak = self.peak or usual_peak(task.spec.optimizer)
+        plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
+        plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
+        return _run_schedules(task, name, plans, search)
+
+
+@dataclass(frozen=True)
+class PeerPart:
+    """A peer at its default scale, and where asked at the best of all scales.
+
+    Attributes:
+        name: A key of ``PEERS``.
+        peak: Peak LR that its scale refers to; the usual default if None.
+        tuned: Run all scales.
+    """
+
+    name: str
+    peak: float | None = None
+    tuned: bool = False
+
+    @property
+    def key(self) -> list[Any]:
+        """See :class:`Part`."""
+        return ["peer", *vars(self).values()]
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """See :class:`Part`."""
+        default = self._run(task, name, search, 1.0)
+        if not self.tuned:
+            return [default]
+        others = [self._run(task, name, search, scale) for scale in SCALES if scale != 1.0]
+        best = min([default, *others], key=lambda r: math.inf if r.ratio is None else r.ratio)
+        return [default, best.relabelled(f"{get_peer(self.name).label}, tuned")]
+
+    def _run(self, task: Task, name: str, search: SearchResult, scale: float) -> RunRecord:
+        peer, trainee = get_peer(self.name), build_trainee(task)
+        began = time.perf_counter()
+        peer_run = peer.start(trainee, self.peak or usual_peak(task.spec.optimizer), scale)
+        setup = time.perf_counter() - began
+        run = _train(trainee, peer_run.after_step, peer_run.finish is None, goes_on=False)
+        if peer_run.finish:
+            peer_run.finish()
+        finals = _finals(trainee)
+        if not run.history[0].isfinite().all():
+            finals = [math.nan] * len(finals)
+        labels = (name, peer.label, f"scale {scale:g}", task.seed)
+        seconds = setup + run.seconds
+        return make_record(labels, search.reference, finals, run.history, seconds, run.val_curve)
 
 
 def usual_peak(optimizer: OptimizerSpec) -> float:
@@ -97,65 +159,23 @@ def usual_peak(optimizer: OptimizerSpec) -> float:
     return 1e-2 if optimizer.momentum else 1e-1
 
 
-def run_policy(
-    task: Task, name: str, policy: FrozenPolicy, hint: float, reference: float
-) -> tuple[RunRecord, float]:
-    """Train one run in a plain torch loop under ``LearnedLR``; returns its record and mean LR."""
-    trainee = build_trainee(task)
-    for group in trainee.optimizer.param_groups:
-        group["lr"] = hint
-    began = time.perf_counter()
-    scheduler = LearnedLR(trainee.optimizer, task.spec.total_steps, policy)
-    setup = time.perf_counter() - began
-    run = _train(trainee, scheduler.step)
-    labels = (name, f"learned: {policy.name}", f"hint {hint:g}", task.seed)
-    record = make_record(
-        labels, reference, _finals(trainee), run.history, setup + run.seconds, run.val_curve
-    )
-    return record, float(run.history[1].mean())
-
-
-def _run_experts(
-    task: Task, name: str, plans: list[tuple[str, str, float]], reference: float
-) -> Iterator[RunRecord]:
+def _run_schedules(
+    task: Task, name: str, plans: list[tuple[str, str, float]], search: SearchResult
+) -> list[RunRecord]:
     """Train schedules, given by label, expert and peak, in lockstep."""
     rates = [schedule(kind, task.spec.total_steps, top) for _, kind, top in plans]
-    watch = _watched(task.spec.total_steps)
-    runs = run_schedules(task, rates, ("val", "test"), watch)
+    runs = run_schedules(task, rates, ("val", "test"), _watched(task.spec.total_steps))
     finals = torch.stack([runs.scores["val"][0], *runs.scores["test"]], 1)
-    for k, (label, kind, top) in enumerate(plans):
-        labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)
-        history = (runs.losses[k], torch.tensor(rates[k]))
-        yield make_record(
-            labels, reference, finals[k].tolist(), history, val_curve=runs.watched[k].tolist()
+    return [
+        make_record(
+            (name, label, f"{kind}, peak {top:.3g}", task.seed),
+            search.reference,
+            finals[k].tolist(),
+            (runs.losses[k], torch.tensor(rates[k])),
+            val_curve=runs.watched[k].tolist(),
         )
-
-
-def _run_peer(
-    task: Task, name: str, peer: Peer, peak: float, reference: float, tuned: bool
-) -> list[RunRecord]:
-    """Train under a peer at its default scale, and where asked at the best of all scales."""
-
-    def run(scale: float) -> RunRecord:
-        trainee = build_trainee(task)
-        began = time.perf_counter()
-        peer_run = peer.start(trainee, peak, scale)
-        setup = time.perf_counter() - began
-        found = _train(trainee, peer_run.after_step, peer_run.finish is None, goes_on=False)
-        if peer_run.finish:
-            peer_run.finish()
-        labels = (name, peer.label, f"scale {scale:g}", task.seed)
-        seconds, finals = setup + found.seconds, _finals(trainee)
-        if not found.history[0].isfinite().all():
-            finals = [math.nan] * len(finals)
-        return make_record(labels, reference, finals, found.history, seconds, found.val_curve)
-
-    default = run(1.0)
-    if not tuned:
-        return [default]
-    others = [default, *(run(scale) for scale in SCALES if scale != 1.0)]
-    best = min(others, key=lambda r: float("inf") if r.ratio is None else r.ratio)
-    return [default, best.relabelled(f"{peer.label}, tuned")]
+        for k, (label, kind, top) in enumerate(plans)
+    ]
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
 from lrenv.trainees.unseen import unseen_tasks
-from lrenv.training.compare import Methods, compare
+from lrenv.training.compare import ExpertsPart, Part, PeerPart, PolicyPart
 from lrenv.training.expert_search import SearchResult, check_data, search_all
 from lrenv.training.parallel import IN_PROCESS, Workers
-from lrenv.training.peers import PEERS
+from lrenv.training.peers import PEERS, get_peer
 from lrenv.training.progress import console, track
-from lrenv.training.records import RunRecord, summarise
+from lrenv.training.records import MATCHED, RunRecord, summarise
 from lrenv.training.report import results_table, write_report
 from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import EvaluateSettings
@@ -55,23 +55,17 @@ def evaluate(settings: EvaluateSettings) -> Path:
             "Expected at least one seed, optimizer and policy, got "
             f"{settings.seeds}, {settings.optimizers} and {settings.policies}; name some."
         )
-    methods = Methods(
-        tuple(load_policy(name) for name in settings.policies),
-        settings.hints,
-        settings.peak,
-        tuple(PEERS) if settings.peers == ("all",) else settings.peers,
-        settings.tune_peers,
-    )
     jobs = [
         (name, replace(task, seed=seed))
         for name, task in evaluated_tasks(settings).items()
         for seed in range(settings.seeds)
     ]
+    parts = compared_parts(settings)
     folder = make_folder(settings.output)
     # One thread, as the workers have: the number of threads changes rounding.
     torch.set_num_threads(1)
     with Workers(settings.workers, settings.ray_address) as workers:
-        records = compare_all(jobs, methods, folder, workers)
+        records = compare_all(jobs, parts, folder, workers)
     results = collect_results(
         "Learned schedules against experts", asdict(settings), [t for _, t in jobs], records
     )
@@ -105,44 +99,78 @@ def _mlp_name(task: Task) -> str:
     return f"{name}, batch {spec.batch_size}, {spec.total_steps} steps"
 
 
+def compared_parts(settings: EvaluateSettings) -> list[Part]:
+    """The methods that the settings name.
+
+    Raises:
+        InputError: Two policies have the same name, or there is no such peer.
+    """
+    policies = [load_policy(name) for name in settings.policies]
+    names = [policy.name for policy in policies]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"Expected policies of different names, got {', '.join(names)}; compare them in two "
+            "evaluations, or export one under another name."
+        )
+    peers = tuple(PEERS) if settings.peers == ("all",) else settings.peers
+    for name in peers:
+        get_peer(name)
+    return [
+        *(PolicyPart(policy, settings.hints) for policy in policies),
+        ExpertsPart(settings.peak),
+        *(PeerPart(name, settings.peak, settings.tune_peers) for name in peers),
+    ]
+
+
 def compare_all(
     jobs: Sequence[tuple[str, Task]],
-    methods: Methods,
+    parts: Sequence[Part],
     folder: Path,
     workers: Workers = IN_PROCESS,
 ) -> list[RunRecord]:
-    """Run every method on all jobs, one file of records a job; those there are not run again.
+    """Run every method on all jobs, one file of records a part and job; none is run again.
 
     Args:
         jobs: Name in the results and task.
-        methods: What is compared.
+        parts: The methods.
         folder: Where the records go.
         workers: Who searches the experts and trains.
     """
     sets = {task.data: load_data(task.data) for _, task in jobs}
-    names_of = dict.fromkeys(f"{data.name}, {data.note}" for data in sets.values())
-    console.print("\n".join(f"Data: {name}" for name in names_of))
-    setup = [lrenv.__version__, list(names_of), *_identity(methods)]
-    stamp = hashlib.sha256(json.dumps(setup).encode()).hexdigest()[:16]
-    paths = [folder / "records" / stamp / f"{task.key()}.json" for _, task in jobs]
-    missing = {path: job for path, job in zip(paths, jobs, strict=True) if not path.exists()}
-    searches = search_all([task for _, task in missing.values()], workers)
+    notes = {key: f"{data.name}, {data.note}" for key, data in sets.items()}
+    console.print("\n".join(f"Data: {note}" for note in dict.fromkeys(notes.values())))
+    searches = search_all([task for _, task in jobs], workers)
     todo = [
-        (load_data(task.data).name, task, name, search)
-        for (name, task), search in zip(missing.values(), searches, strict=True)
+        (sets[task.data].name, task, name, search, part)
+        for (name, task), search in zip(jobs, searches, strict=True)
+        for part in parts
     ]
-    found = workers.starmap(_compare_on, todo, methods)
+    paths = [
+        folder / "records" / _stamp(part, notes[task.data]) / f"{task.key()}.json"
+        for _, task, _, _, part in todo
+    ]
+    missing = [job for job, path in zip(todo, paths, strict=True) if not path.exists()]
+    found = workers.starmap(_run_part, missing)
     records: list[RunRecord] = []
     for path in track(paths, "Training and comparing"):
         if not path.exists():
             write_json(path, [asdict(record) for record in next(found)])
         records += [RunRecord(**row) for row in read_json(path)]
+    if sum(isinstance(part, PolicyPart) for part in parts) == 1:
+        records = [r.relabelled(MATCHED) if r.method.startswith(MATCHED) else r for r in records]
     return records
 
 
-def _identity(methods: Methods) -> list[Any]:
-    hashes = [policy.card["sha256"] for policy in methods.policies]
-    return [*(v for k, v in vars(methods).items() if k != "policies"), hashes]
+def _stamp(part: Part, data: str) -> str:
+    setup = json.dumps([lrenv.__version__, data, part.key])
+    return hashlib.sha256(setup.encode()).hexdigest()[:16]
+
+
+def _run_part(
+    data: str, task: Task, name: str, search: SearchResult, part: Part
+) -> list[RunRecord]:
+    check_data(task, data)
+    return part.run(task, name, search)
 
 
 def publish(results: dict[str, Any], folder: Path) -> Path:
@@ -152,13 +180,6 @@ def publish(results: dict[str, Any], folder: Path) -> Path:
     console.print(results_table(results))
     console.print(f"Report: {report.resolve()}", soft_wrap=True)
     return report
-
-
-def _compare_on(
-    data: str, task: Task, name: str, search: SearchResult, methods: Methods
-) -> list[RunRecord]:
-    check_data(task, data)
-    return compare(task, name, search, methods)
 
 
 def collect_results(
