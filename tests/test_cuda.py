@@ -18,7 +18,10 @@ from lrenv.trainees.tasks import Task, load_data
 from lrenv.training.finetune import finetune
 from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 STEPS = 60
 # one number of the family "general" each: an MLP, a small network, a decoder, LoRA, another MLP

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.tasks import Task
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import read_json, write_json
+
+_CURVES = ("losses", "lrs")
 
 Measure = Callable[[SingleTrainee], dict[str, float]]
 
@@ -105,8 +107,8 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
         "task": task.to_json(),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "tuning_runs": len(grid),
-        "runs": rows,
-        "grid": list(grid.values()),
+        "runs": [{**row, **{k: _rounded(row[k]) for k in _CURVES}} for row in rows],
+        "grid": [{k: v for k, v in row.items() if k not in _CURVES} for row in grid.values()],
     }
     write_json(folder / "results.json", results)
     console.print(_table(rows))
@@ -163,6 +165,10 @@ def run_once(
     }
     write_json(path, record)
     return record
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def _device_name(device: str) -> str:
