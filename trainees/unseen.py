@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
@@ -35,6 +36,30 @@ def unseen_tasks(heavy: bool = False) -> dict[str, Task]:
         for index in range(_PER_FAMILY)
     }
     return tasks | (_heavy_tasks() if heavy else {})
+
+
+def harsh_tasks() -> dict[str, Task]:
+    """Conditions beyond those of training, one at a time, on an MLP on digits under two optimizers.
+
+    Training families have batches of 8 to 128, 100 to 5,000 steps, up to 30 % label noise, and
+    initial weights of half to twice the usual size.
+    """
+    changes: dict[str, dict[str, Any]] = {
+        "batches of 4": {"batch_size": 4},
+        "batches of 512": {"batch_size": 512},
+        "50 steps": {"total_steps": 50},
+        "20,000 steps": {"total_steps": 20_000},
+        "half of the labels random": {"label_noise": 0.5},
+        "initial weights × 6": {"init_scale": 6.0},
+    }
+    optimizers = {"Adam": OptimizerSpec("adam"), "SGD": OptimizerSpec("sgd", 0.9)}
+    tasks = {}
+    for name, optimizer in optimizers.items():
+        usual = MLPSpec((64, 64), optimizer=optimizer, batch_size=32, total_steps=400)
+        for condition, change in changes.items():
+            spec = replace(usual, **change)
+            tasks[f"{condition}, {name}"] = Task(DataSpec("digits"), spec, 0)
+    return tasks
 
 
 def _heavy_tasks() -> dict[str, Task]:

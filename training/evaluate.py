@@ -27,7 +27,7 @@ from lrenv.trainees.families import held_out_tasks
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
-from lrenv.trainees.unseen import unseen_tasks
+from lrenv.trainees.unseen import harsh_tasks, unseen_tasks
 from lrenv.training.compare import ExpertsPart, Part, PeerPart, PolicyPart
 from lrenv.training.expert_search import SearchResult, check_data, search_all
 from lrenv.training.parallel import IN_PROCESS, Workers
@@ -87,6 +87,8 @@ def evaluated_tasks(settings: EvaluateSettings) -> dict[str, Task]:
             f"Expected no {' or '.join(given)} beside the suite {settings.suite}, which brings its "
             "own; leave out one of them."
         )
+    if settings.suite == "harsh":
+        return harsh_tasks()
     if settings.suite == "unseen-mlps":
         return {_mlp_name(task): task for task in held_out_tasks()}
     return unseen_tasks(heavy=settings.suite == "unseen-heavy")

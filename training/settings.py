@@ -123,9 +123,9 @@ class EvaluateSettings:
 
     policies: tuple[str, ...] = ("default",)
     """Policies, each by the name of a shipped one or the path of its card."""
-    suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy"] = "trainee"
+    suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy", "harsh"] = "trainee"
     """One trainee, or test tasks that no policy is trained on: 24 MLPs on full-size MNIST, 24 tasks
-    of six families, or these and two whose tuned experts take hours."""
+    of six families, these and two whose tuned experts take hours, or 12 in harsh conditions."""
     peers: tuple[str, ...] = ()
     """Other people's methods to compare with, by name, or all; they need lrenv[peers]."""
     tune_peers: bool = False
