@@ -1,0 +1,111 @@
+"""ALR: learning rates from the norms of gradients and activations.
+
+Source: "Layer Dance".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrenv.adaptive.hooks import listen, set_lr
+from lrenv.errors import InputError
+
+_EMA = 0.9
+_GRADIENT_SHARE, _ACTIVATION_SHARE = 0.98, 0.02
+_KEEP = 0.75
+
+
+class ALRScheduler(LRScheduler):
+    """Divides the LR by 1 + a score of how large gradient and activations are for the run.
+
+    With moving averages (0.9, from 1) of the gradient's norm n_g and the activations' norm n_a, the
+    score is 0.98·σ(n_g/avg_g) + 0.02·σ(n_a/avg_a), and the LR moves by a quarter of the way to
+    base/(1 + score). What it really does: norms are positive, so σ is between ½ and 1, and the LR
+    between 0.5 and 0.667 of its base. It is nearly constant, and what it gains over a decaying
+    schedule is that it does not decay.
+
+    Args:
+        optimizer: Any torch optimizer; each group's LR is its base.
+        modules: Modules whose outputs' norms count; their root mean square is taken. None for no
+            activations, whose part of the score is then that of an average one.
+        min_lr: Lower bound of the LR.
+        max_lr: Upper bound of the LR.
+
+    Raises:
+        InputError: The bounds are in the wrong order.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        modules: Iterable[nn.Module] = (),
+        min_lr: float = 0.0,
+        max_lr: float = math.inf,
+    ) -> None:
+        if not min_lr <= max_lr:
+            raise InputError(f"Expected min_lr below max_lr, got {min_lr} and {max_lr}.")
+        self.bounds = (min_lr, max_lr)
+        self.averages = [1.0, 1.0]
+        self._squares: list[Tensor] = []
+        super().__init__(optimizer)
+        self._hooks = [module.register_forward_hook(self._watch) for module in modules]
+        listen(optimizer, self)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the LR of each parameter group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def close(self) -> None:
+        """Take the hooks off the modules."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def before_step(self) -> None:
+        """Read the norms, and set the LRs of the step."""
+        grads = [p.grad for g in self.optimizer.param_groups for p in g["params"]]
+        norms = [torch.linalg.vector_norm(grad) for grad in grads if grad is not None]
+        gradient = float(torch.stack(norms).square().sum().sqrt()) if norms else math.nan
+        activation = math.nan
+        if self._squares:
+            activation = float(torch.stack(self._squares).mean().sqrt())
+        self._squares = []
+        score = _GRADIENT_SHARE * self._sigmoid(0, gradient)
+        score += _ACTIVATION_SHARE * self._sigmoid(1, activation)
+        low, high = self.bounds
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            raw = min(max(float(base) / (1.0 + score), low), high)
+            set_lr(group, _KEEP * float(group["lr"]) + (1.0 - _KEEP) * raw)
+        self._last_lr = self.get_lr()
+
+    def after_step(self) -> None:
+        """Nothing: the LR holds until the next backward pass."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values; LRs are in the optimizer's."""
+        names = ("averages", "base_lrs", "last_epoch", "_step_count")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        vars(self).update(state_dict)
+
+    def _sigmoid(self, which: int, norm: float) -> float:
+        """σ of a norm over its average, which takes it in; one that is not finite is skipped."""
+        ratio = 1.0
+        if math.isfinite(norm):
+            self.averages[which] = _EMA * self.averages[which] + (1.0 - _EMA) * norm
+            ratio = norm / self.averages[which] if self.averages[which] > 0 else 1.0
+        return 1.0 / (1.0 + math.exp(-ratio))
+
+    def _watch(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if module.training and isinstance(value, Tensor):
+            norm = torch.linalg.vector_norm(value.detach(), dtype=torch.float32)
+            self._squares.append(norm.square())

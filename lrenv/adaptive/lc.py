@@ -1,0 +1,193 @@
+"""LC: learning rates of tensors by their sensitivity, the level of convergence.
+
+Source: "Level of Convergence", which estimates LC_p = L(p) − L(p*) ≈ g²/(2h) for each parameter p
+with gradient g and second derivative h, and gives sensitive tensors small LRs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrenv.adaptive.hooks import listen, set_lr, split_groups
+from lrenv.errors import InputError
+from lrenv.statistics import lc_nuclear
+
+MULTIPLIERS = (5.0, 3.0, 1.0, 0.6, 0.2)
+"""Of the LR, from the least to the most sensitive fifth of the tensors."""
+
+Form = Literal["nuclear", "frobenius", "curvature"]
+_TINY = 1e-30
+
+
+class LCSensitivityLR(LRScheduler):
+    """Multiplies each tensor's LR by how insensitive the tensor is.
+
+    Behind every backward pass the tensors are sorted by sensitivity and cut at the quantiles 0.2,
+    0.4, 0.6 and 0.8; the fifths get 5, 3, 1, 0.6 and 0.2 times the LR. As the mean of these is
+    1.96, the original's advantage over a constant LR is in part a doubled LR; ``normalize`` takes
+    that away.
+
+    The optimizer gets one parameter group a tensor. For the time of its step each group's LR is the
+    one that is set, by whatever other scheduler there is, times the multiplier; so LC composes
+    with any schedule, :class:`lrenv.LearnedLR` included, which must be made after it.
+
+    Args:
+        optimizer: Any torch optimizer.
+        normalize: Divide the multipliers by their mean over all tensors.
+        form: How a tensor's sensitivity is estimated from its parameters θ and gradient g:
+            ``"nuclear"``, the original: the nuclear norm of (θ ⊙ g)², by a singular value
+            decomposition, which costs far more than a step where matrices are large;
+            ``"frobenius"``: its lower bound ‖(θ ⊙ g)²‖_F, short of it by a factor of at most
+            √rank; ``"curvature"``: the sum of g²/(2|h|) with h from two successive gradients,
+            (g − g')/(θ − θ').
+        interval: Optimizer steps between two measurements.
+
+    Raises:
+        InputError: A setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        normalize: bool = False,
+        form: Form = "frobenius",
+        interval: int = 1,
+    ) -> None:
+        if form not in _FORMS and form != "curvature":
+            raise InputError(f"Expected a form among {', '.join(_FORMS)}, curvature; got {form!r}.")
+        if interval < 1:
+            raise InputError(f"Expected an interval of at least 1, got {interval}; raise it.")
+        split_groups(optimizer)
+        self.normalize, self.form, self.interval = normalize, form, interval
+        self.multipliers = [1.0] * len(optimizer.param_groups)
+        self._taken = 0
+        self._secant: list[tuple[Tensor, Tensor] | None] = []
+        self._set: list[float] = []
+        super().__init__(optimizer)
+        listen(optimizer, self)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the LRs as they are: LC works within the optimizer's steps."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def before_step(self) -> None:
+        """Measure where it is due, and multiply the LRs."""
+        params = [group["params"][0] for group in self.optimizer.param_groups]
+        due = self._taken % self.interval == 0
+        if self.form == "curvature" and (self._taken + 1) % self.interval == 0 and not due:
+            self._remember(params)
+        if due and all(_finite(p.grad) for p in params):
+            self.multipliers = bucket_multipliers(self._measure(params), self.normalize)
+        self._set = [float(group["lr"]) for group in self.optimizer.param_groups]
+        for group, lr, factor in zip(
+            self.optimizer.param_groups, self._set, self.multipliers, strict=True
+        ):
+            set_lr(group, lr * factor)
+
+    def after_step(self) -> None:
+        """Bring the LRs back."""
+        self._taken += 1
+        for group, lr in zip(self.optimizer.param_groups, self._set, strict=True):
+            set_lr(group, lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+        names = ("multipliers", "_taken", "_secant", "last_epoch", "_step_count")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        vars(self).update(state_dict)
+
+    def _measure(self, params: Sequence[Tensor]) -> list[float]:
+        if self.form != "curvature":
+            estimate = _FORMS[self.form]
+            values = [_zero(p) if p.grad is None else estimate(p.detach(), p.grad) for p in params]
+            return [float(value) for value in values]
+        last = self._secant or [None] * len(params)
+        if self.interval == 1:
+            self._remember(params)
+        return [_curvature(p, known) for p, known in zip(params, last, strict=True)]
+
+    def _remember(self, params: Sequence[Tensor]) -> None:
+        self._secant = [
+            None if p.grad is None else (p.detach().clone(), p.grad.clone()) for p in params
+        ]
+
+
+def bucket_multipliers(sensitivities: Sequence[float], normalize: bool = False) -> list[float]:
+    """Multipliers of tensors by the fifth that their sensitivities lie in.
+
+    Where all are alike, as at the first step of LoRA, whose B is 0, there is nothing to tell
+    tensors apart by, and all get 1.
+
+    Args:
+        sensitivities: One a tensor.
+        normalize: Divide by their mean.
+    """
+    values = torch.tensor(sensitivities, dtype=torch.float64)
+    if len(values) == 0 or bool((values == values[0]).all()):
+        return [1.0] * len(values)
+    edges = torch.quantile(values, torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64))
+    factors = torch.tensor(MULTIPLIERS, dtype=torch.float64)[torch.bucketize(values, edges)]
+    found: list[float] = (factors / factors.mean() if normalize else factors).tolist()
+    return found
+
+
+def lc_frobenius(theta: Tensor, grad: Tensor) -> Tensor:
+    """Lower bound of :func:`lrenv.statistics.lc_nuclear`, at least 1/√rank of it, a scalar."""
+    norm: Tensor = torch.linalg.vector_norm((theta * grad).square())
+    return norm
+
+
+def lc_exact(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """LC of every single parameter, g²/(2h), for small models: one backward pass a parameter.
+
+    Args:
+        loss: The loss, a scalar that still has its graph.
+        params: The parameters.
+
+    Returns:
+        One tensor for each, of its shape; 0 where the second derivative is not positive.
+    """
+    grads = torch.autograd.grad(loss, params, create_graph=True)
+    found = []
+    for param, grad in zip(params, grads, strict=True):
+        second = torch.zeros(param.numel(), dtype=param.dtype, device=param.device)
+        for k, value in enumerate(grad.flatten()):
+            if value.requires_grad:
+                row = torch.autograd.grad(value, param, retain_graph=True, allow_unused=True)[0]
+                second[k] = 0.0 if row is None else row.flatten()[k]
+        square = grad.detach().square().flatten()
+        lc = torch.where(second > 0, square / (2 * second.clamp_min(_TINY)), 0.0)
+        found.append(lc.view_as(param))
+    return found
+
+
+_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nuclear": lc_nuclear,
+    "frobenius": lc_frobenius,
+}
+
+
+def _curvature(param: Tensor, known: tuple[Tensor, Tensor] | None) -> float:
+    if known is None or param.grad is None:
+        return 0.0
+    theta, grad = known
+    second = ((param.grad - grad) / (param.detach() - theta)).abs()
+    lc = param.grad.square() / (2 * second)
+    return float(lc[lc.isfinite()].sum())
+
+
+def _finite(grad: Tensor | None) -> bool:
+    return grad is None or bool(grad.isfinite().all())
+
+
+def _zero(param: Tensor) -> Tensor:
+    return torch.zeros((), device=param.device)
