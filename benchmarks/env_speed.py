@@ -121,11 +121,12 @@ def plain_loop(task: Task, settings: Settings) -> float:
 
     def work() -> int:
         trainee._step = 0
-        for _ in range(200):
+        n_steps = min(200, trainee.total_steps)
+        for _ in range(n_steps):
             trainee.backward()
             trainee.optimizer.step()
         synchronize(settings.device)
-        return 200
+        return n_steps
 
     return rate(work, settings.seconds)
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -40,7 +41,7 @@ class Settings:
 
     trainees: tuple[str, ...] = tuple(STEPS)
     """Trainees, by name."""
-    method: str | None = None
+    method: Literal["constant", "cosine", "learned"] | None = None
     """Train under that one alone and print the peak of the memory, in MiB."""
     output: Path = Path("runs/overhead.json")
     """Where the figures go."""
@@ -80,7 +81,8 @@ def _times(name: str) -> dict[str, object]:
             runs[method]()
             spent[method].append(time.perf_counter() - began)
     constant, cosine, learned = (torch.tensor(spent[method]) for method in METHODS)
-    index = torch.randint(len(constant), (_BOOTSTRAP, len(constant)))
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(len(constant), (_BOOTSTRAP, len(constant)), generator=generator)
     ratios = (learned[index].sum(1) / constant[index].sum(1)).sort().values
     return {
         "steps": len(constant),

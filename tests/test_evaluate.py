@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +23,13 @@ from lrenv.training.compare import ExpertsPart, PeerPart, PolicyPart, usual_peak
 from lrenv.training.evaluate import compare_all, compared_parts, evaluated_tasks
 from lrenv.training.expert_search import search_experts
 from lrenv.training.peers import PEERS, effective_lr
-from lrenv.training.records import MATCHED, RunRecord, bootstrap_interval, summarise
+from lrenv.training.records import MATCHED, RunRecord, bootstrap_interval, make_record, summarise
 from lrenv.training.settings import EvaluateSettings
 
 
 def record(ratio: float | None) -> RunRecord:
     val = None if ratio is None else 0.5 * ratio
-    return RunRecord("t", "m", "", 0, ratio, val, val, 0.9, 1.0, ratio is None, 1.0, None)
+    return RunRecord("t", "m", "", 0, ratio, val, val, 0.9, 0.5, 1.0, ratio is None, 1.0, None)
 
 
 def test_summary_by_hand() -> None:
@@ -124,9 +126,23 @@ def test_what_was_compared_is_not_run_again(
 def test_methods_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="of different names, got default, default; comp"):
         compared_parts(EvaluateSettings(policies=("default", "default")))
+    with pytest.raises(InputError, match="each peer once, got dog, dog; name it once"):
+        compared_parts(EvaluateSettings(peers=("dog", "dog")))
     with pytest.raises(InputError, match=r"peers among all, plateau, .*; got 'sgd'"):
         compared_parts(EvaluateSettings(peers=("sgd",)))
     assert len(compared_parts(EvaluateSettings(peers=("all",)))) == 2 + len(PEERS)
+
+
+def test_a_peer_without_its_package_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(InputError, match=r"prodigyopt for the peer Prodigy, .*\[peers\]"):
+        compared_parts(EvaluateSettings(peers=("prodigy",)))
+
+
+@pytest.mark.parametrize("change", [{"hints": ()}, {"hints": (0.1, 0.0)}, {"peak": -1.0}])
+def test_rates_that_are_not_positive_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="positive hints and a positive peak, got"):
+        evaluate.evaluate(EvaluateSettings(output=tmp_path, **change))
 
 
 def test_suites_have_their_own_tasks() -> None:
@@ -150,6 +166,19 @@ def test_the_time_to_the_tuned_expert_by_hand() -> None:
     assert summarise("m", rows)["reached"] == pytest.approx(1 / 3)
     assert summarise("m", [rows[0], rows[0], rows[1]])["median_time"] == 0.5
     assert summarise("m", [rows[3]])["reached"] is None
+
+
+def test_losses_below_the_floor_are_alike() -> None:
+    def ratio(val: float, reference: float) -> float | None:
+        history = (torch.ones(3), torch.ones(3))
+        return make_record(("t", "m", "", 0), reference, [val, 1.0, 1.0], history).ratio
+
+    assert ratio(1e-6, 1e-9) == 1.0
+    assert ratio(0.02, 0.0) == pytest.approx(2.0)
+    assert ratio(1e-6, 0.02) == pytest.approx(0.5)
+    assert ratio(0.3, 0.2) == pytest.approx(1.5)
+    row = make_record(("t", "m", "", 0), 0.0, [0.0] * 3, (torch.ones(3),) * 2, None, [1.0, 0.01])
+    assert row.time_to_tuned == 1.0
 
 
 def test_the_area_of_the_profile_by_hand() -> None:

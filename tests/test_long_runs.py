@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
+from lrenv.trainees.tasks import load_data
 from lrenv.training import long_runs
 from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
 
@@ -34,22 +36,31 @@ def measure(trainee) -> dict[str, float]:
 def test_the_best_expert_of_the_grid_is_repeated(tiny_task, settings):
     results = json.loads(compare_long_runs(tiny_task, settings, measure).read_text())
 
-    rows = [(r["method"].split(":")[0], r["peak"], r["seed"]) for r in results["runs"]]
-    matched = results["runs"][6]["peak"]
-    assert rows[:7] == [
+    runs = results["runs"]
+    rows = [(r["method"].split(":")[0], r["peak"], r["seed"]) for r in runs]
+    matched = [pytest.approx(sum(r["lrs"]) / 40, rel=1e-4) for r in runs[:2]]
+    assert rows[:8] == [
         ("learned", None, 0),
         ("learned", None, 1),
         ("constant, default peak", 1e-4, 0),
         ("cosine, default peak", 1e-4, 0),
         ("constant, tuned peak", 0.1, 0),
         ("cosine, tuned peak", 0.1, 0),
-        ("LR-matched constant", matched, 0),
+        ("LR-matched constant", matched[0], 0),
+        ("LR-matched constant", matched[1], 1),
     ]
-    assert matched == pytest.approx(sum(results["runs"][0]["lrs"]) / 40, rel=1e-4)
     best = min(results["grid"], key=lambda r: r["val_loss"])
-    assert rows[7:] == [(f"{best['driver']}, tuned peak", 0.1, 1)]
+    assert rows[8:] == [(f"{best['driver']}, tuned peak", 0.1, 1)]
     assert results["tuning_runs"] == 4
-    assert all(r["val_loss_half"] > 0 and r["test_loss"] > 0 for r in results["runs"])
+    assert results["data"]["name"] == load_data(tiny_task.data).name
+    assert all(r["val_loss_half"] > 0 and r["test_loss"] > 0 for r in runs)
+
+
+def test_settings_without_runs_are_refused(tiny_task, settings):
+    for change in ({"seeds": 0}, {"kinds": ()}, {"peaks": ()}, {"policies": ()}):
+        empty = LongRunsSettings(**vars(settings) | change)
+        with pytest.raises(InputError, match="at least one seed, expert, peak and policy, got"):
+            compare_long_runs(tiny_task, empty, measure)
 
 
 def test_what_was_run_is_not_run_again(tiny_task, settings, monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from lrenv.training.report import best_texts, results_table, summary_rows, write_report
-from lrenv.training.report_plots import log_axis, method_styles, smooth, thin
+from lrenv.training.report_curves import smooth, thin
+from lrenv.training.report_plots import log_axis, method_styles
 
 HOSTILE = "learned: <script>alert(1)</script>"
 METHODS = (HOSTILE, "cosine, default peak", "LR-matched constant", "tuned expert")

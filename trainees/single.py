@@ -80,7 +80,8 @@ class SingleTrainee:
 
         Frozen weights, which the specification names, are left out.
         """
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        named = self.model.named_parameters(remove_duplicate=False)  # tied ones have two names
+        frozen = {name for name, p in named if not p.requires_grad}
         state = self.model.state_dict()
         return {
             "model": {name: value for name, value in state.items() if name not in frozen},

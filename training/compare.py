@@ -102,7 +102,7 @@ class ExpertsPart:
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
-        peak = self.peak or usual_peak(task.spec.optimizer)
+        peak = _peak(self.peak, task)
         plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
         plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
         return _run_schedules(task, name, plans, search)
@@ -125,7 +125,7 @@ class PeerPart:
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
-        return ["peer", *vars(self).values()]
+        return ["peer", *vars(self).values(), get_peer(self.name).load()]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
@@ -138,8 +138,9 @@ class PeerPart:
 
     def _run(self, task: Task, name: str, search: SearchResult, scale: float) -> RunRecord:
         peer, trainee = get_peer(self.name), build_trainee(task)
+        peer.load()  # no part of its time
         began = time.perf_counter()
-        peer_run = peer.start(trainee, self.peak or usual_peak(task.spec.optimizer), scale)
+        peer_run = peer.start(trainee, _peak(self.peak, task), scale)
         setup = time.perf_counter() - began
         run = _train(trainee, peer_run.after_step, peer_run.finish is None, goes_on=False)
         if peer_run.finish:
@@ -157,6 +158,10 @@ def usual_peak(optimizer: OptimizerSpec) -> float:
     if optimizer.name != "sgd":
         return 1e-3
     return 1e-2 if optimizer.momentum else 1e-1
+
+
+def _peak(given: float | None, task: Task) -> float:
+    return usual_peak(task.spec.optimizer) if given is None else given
 
 
 def _run_schedules(

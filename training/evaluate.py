@@ -38,6 +38,7 @@ from lrenv.training.report import results_table, write_report
 from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import EvaluateSettings
 
+_FORMAT = 1  # of the records; raised where a method or a ratio comes to mean something else
 _OF_A_TRAINEE = ("trainee", "optimizers", "total_steps")
 
 
@@ -54,6 +55,12 @@ def evaluate(settings: EvaluateSettings) -> Path:
         raise InputError(
             "Expected at least one seed, optimizer and policy, got "
             f"{settings.seeds}, {settings.optimizers} and {settings.policies}; name some."
+        )
+    rates = [*settings.hints, 1.0 if settings.peak is None else settings.peak]
+    if not settings.hints or min(rates) <= 0:
+        raise InputError(
+            f"Expected positive hints and a positive peak, got {settings.hints} and "
+            f"{settings.peak}; name some."
         )
     jobs = [
         (name, replace(task, seed=seed))
@@ -115,8 +122,10 @@ def compared_parts(settings: EvaluateSettings) -> list[Part]:
             "evaluations, or export one under another name."
         )
     peers = tuple(PEERS) if settings.peers == ("all",) else settings.peers
+    if len(set(peers)) < len(peers):
+        raise InputError(f"Expected each peer once, got {', '.join(peers)}; name it once.")
     for name in peers:
-        get_peer(name)
+        get_peer(name).load()
     return [
         *(PolicyPart(policy, settings.hints) for policy in policies),
         ExpertsPart(settings.peak),
@@ -148,23 +157,21 @@ def compare_all(
         for part in parts
     ]
     paths = [
-        folder / "records" / _stamp(part, notes[task.data]) / f"{task.key()}.json"
-        for _, task, _, _, part in todo
+        folder / "records" / _stamp(part, notes[task.data], search) / f"{task.key()}.json"
+        for _, task, _, search, part in todo
     ]
-    missing = [job for job, path in zip(todo, paths, strict=True) if not path.exists()]
-    found = workers.starmap(_run_part, missing)
-    records: list[RunRecord] = []
-    for path in track(paths, "Training and comparing"):
-        if not path.exists():
-            write_json(path, [asdict(record) for record in next(found)])
-        records += [RunRecord(**row) for row in read_json(path)]
+    missing = {path: job for path, job in zip(paths, todo, strict=True) if not path.exists()}
+    found = workers.starmap(_run_part, missing.values())
+    for path, made in zip(track(missing, "Training and comparing"), found, strict=True):
+        write_json(path, [asdict(record) for record in made])
+    records = [RunRecord(**row) for path in paths for row in read_json(path)]
     if sum(isinstance(part, PolicyPart) for part in parts) == 1:
         records = [r.relabelled(MATCHED) if r.method.startswith(MATCHED) else r for r in records]
     return records
 
 
-def _stamp(part: Part, data: str) -> str:
-    setup = json.dumps([lrenv.__version__, data, part.key])
+def _stamp(part: Part, data: str, search: SearchResult) -> str:
+    setup = json.dumps([_FORMAT, lrenv.__version__, data, search.reference, part.key])
     return hashlib.sha256(setup.encode()).hexdigest()[:16]
 
 

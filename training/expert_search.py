@@ -149,8 +149,8 @@ def _run_grid_on(data: str, task: Task) -> SearchResult:
 def _run_grid(task: Task, cache: Path | None) -> SearchResult:
     grid = [(kind, peak) for kind in TUNED_KINDS for peak in peak_grid(task.spec.optimizer)]
     rates = [schedule(kind, task.spec.total_steps, peak) for kind, peak in grid]
-    path = (cache or expert_cache()) / f"{task.key()}-part.json"
-    finals = _train_in_parts(task, rates, path)
+    entry, head = _entry(task, cache)
+    finals = _train_in_parts(task, rates, entry.with_stem(f"{entry.stem}-part"), head)
     kinds, peaks = zip(*grid, strict=True)
     result = SearchResult(kinds, peaks, *zip(*finals, strict=True))
     if not math.isfinite(result.reference):
@@ -162,17 +162,19 @@ def _run_grid(task: Task, cache: Path | None) -> SearchResult:
 
 
 def _train_in_parts(
-    task: Task, rates: Sequence[Sequence[float]], path: Path
+    task: Task, rates: Sequence[Sequence[float]], path: Path, head: dict[str, Any]
 ) -> list[tuple[float, float]]:
     """Final validation and mean training loss under each schedule; a file keeps what is done."""
     size = task.spec.lockstep or len(rates)
-    done = [(val, train) for val, train in read_json(path)] if path.exists() else []
+    kept = read_json(path) if path.exists() else {}
+    known = {key: kept.get(key) for key in head} == json.loads(json.dumps(head))
+    done = [(val, train) for val, train in kept["done"]] if known else []
     while len(done) < len(rates):
         runs = run_schedules(task, rates[len(done) : len(done) + size])
         losses = torch.stack([runs.scores["val"][0], runs.losses.mean(1)], 1)
         done += [(v, t) for v, t in torch.nan_to_num(losses, torch.inf, torch.inf).tolist()]
         if len(done) < len(rates):
-            write_json(path, done)
+            write_json(path, {**head, "done": done})
     path.unlink(missing_ok=True)
     return done
 

@@ -69,7 +69,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         state = read_state(checkpoint)
         trainee.load_state_dict(state["trainee"])
         scheduler.load_state_dict(state["scheduler"])
-        losses, vals = state["losses"], state["vals"]
+        losses, vals = list(state["losses"].split(1)), state["vals"]
         console.print(f"Resumed at step {len(losses)} of {settings.total_steps}")
     with SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer:
         _train(trainee, scheduler, (losses, vals), settings, writer, checkpoint)
@@ -151,7 +151,7 @@ def _train(
             bar.update(line, completed=step + 1, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
             if (step + 1) % settings.checkpoint_every == 0:
                 state = {"trainee": trainee.state_dict(), "scheduler": scheduler.state_dict()}
-                write_state(checkpoint, {**state, "losses": losses, "vals": vals})
+                write_state(checkpoint, {**state, "losses": torch.cat(losses), "vals": vals})
 
 
 def _finish(

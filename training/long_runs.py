@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.policies.experts import schedule
 from lrenv.policies.frozen import load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
-from lrenv.trainees.tasks import Task
+from lrenv.trainees.tasks import Task, load_data
 from lrenv.training.progress import console, progress_bar
+from lrenv.training.records import MATCHED
 from lrenv.training.runfolder import read_json, write_json
 
 _CURVES = ("losses", "lrs")
@@ -76,7 +78,14 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
         The path of the results.
     """
     torch.set_num_threads(1)
+    if settings.seeds < 1 or not (settings.kinds and settings.peaks and settings.policies):
+        raise InputError(
+            f"Expected at least one seed, expert, peak and policy, got {settings.seeds}, "
+            f"{settings.kinds}, {settings.peaks} and {settings.policies}; name some."
+        )
     folder = make_folder(settings.output)
+    data = load_data(task.data)
+    console.print(f"Data: {data.name}, {data.note}")
 
     def run(method: Method, seed: int) -> dict[str, Any]:
         return run_once(replace(task, seed=seed), method, measure, settings)
@@ -86,7 +95,8 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
         for peak in settings.peaks
         for kind in settings.kinds
     }
-    rows = [run(method, seed) for method, seed in _learned(settings)]
+    learned = [run(method, seed) for method, seed in _learned(settings)]
+    rows = list(learned)
     default = settings.peaks[0]
     rows += [{**grid[kind, default], "method": f"{kind}, default peak"} for kind in settings.kinds]
     best_peaks = {
@@ -95,16 +105,19 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
     }
     tuned = [Method(f"{kind}, tuned peak", kind, peak) for kind, peak in best_peaks.items()]
     rows += [{**grid[m.driver, m.peak or default], "method": m.label} for m in tuned]
-    matched = Method("LR-matched constant", "constant", rows[0]["mean_lr"])
-    rows.append(run(matched, 0))
+    for row in learned:
+        label = f"{MATCHED}: {row['driver']}"
+        rows.append(run(Method(label, "constant", row["mean_lr"]), row["seed"]))
     winner = min(tuned, key=lambda m: _loss(grid[m.driver, m.peak or default]))
     repeated = [winner]
     if settings.all_seeds:
         defaults = [Method(f"{k}, default peak", k, default) for k in settings.kinds]
-        repeated = [*defaults, *tuned, matched]
+        repeated = [*defaults, *tuned]
     rows += [run(m, seed) for m in repeated for seed in range(1, settings.seeds)]
     results = {
         "task": task.to_json(),
+        "data": {"name": data.name, "note": data.note},
+        "torch": torch.__version__,
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "tuning_runs": len(grid),
         "runs": [{**row, **{k: _rounded(row[k]) for k in _CURVES}} for row in rows],
@@ -121,7 +134,13 @@ def run_once(
     """Train one run, or read its record."""
     policy = None if method.peak else load_policy(method.driver)
     name = json.dumps(
-        [task.to_json(), method.driver, method.peak, policy and policy.card["sha256"]]
+        [
+            task.to_json(),
+            load_data(task.data).name,
+            method.driver,
+            method.peak,
+            policy and policy.card["sha256"],
+        ]
     )
     path = settings.output / "runs" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     if path.exists():

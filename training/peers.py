@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from lrenv.trainees.stacked import trained
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Multiples of its default scale at which a peer is tuned."""
 
+_MODULES = {"dog-optimizer": "dog", "transformers": "transformers.optimization"}
 _VALIDATIONS = 50
 _VALIDATION_EXAMPLES = 256
 _NORM_BATCHES = 50  # as schedulefree's documentation has it
@@ -36,6 +39,9 @@ class PeerRun:
     finish: Callable[[], None] | None = None
 
 
+Start = Callable[[SingleTrainee, float, float], PeerRun]
+
+
 @dataclass(frozen=True)
 class Peer:
     """A peer.
@@ -44,10 +50,28 @@ class Peer:
         label: How it is called in results.
         start: Sets up a run, from its trainee, the peak LR that people start from, and a multiple
             of the peer's default scale: of that peak, or of its own.
+        package: The distribution that it comes from.
     """
 
     label: str
-    start: Callable[[SingleTrainee, float, float], PeerRun]
+    start: Start
+    package: str = "torch"
+
+    def load(self) -> str:
+        """Import the package and return its version.
+
+        Raises:
+            InputError: It is not installed.
+        """
+        module = _MODULES.get(self.package, self.package)
+        try:
+            import_module(module)
+            return version(self.package)
+        except ImportError as error:
+            raise InputError(
+                f"Expected {self.package} for the peer {self.label}, got: {error}; install it: "
+                'pip install "lrenv[peers]".'
+            ) from None
 
 
 def _plateau(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
@@ -87,7 +111,7 @@ def _one_cycle(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
 def _greedy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """transformers', on smoothed training losses, within a hundredth and ten times the peak."""
     _set_lr(trainee, peak * scale)
-    scheduler = _import("transformers.optimization").GreedyLR(
+    scheduler = import_module("transformers.optimization").GreedyLR(
         trainee.optimizer, smooth=True, min_lr=peak * scale / 100, max_lr=peak * scale * 10
     )
     return PeerRun(lambda loss: scheduler.step(float(loss)))
@@ -95,7 +119,7 @@ def _greedy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
 
 def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """Schedule-Free AdamW; batch norm's averages are taken anew for the averaged weights."""
-    kind = _import("schedulefree").AdamWScheduleFree
+    kind = import_module("schedulefree").AdamWScheduleFree
     optimizer = kind(trained(trainee.model), lr=0.0025 * scale, weight_decay=_decay(trainee))
     optimizer.train()
     trainee.optimizer = optimizer
@@ -103,7 +127,7 @@ def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun
     @torch.no_grad()
     def finish() -> None:
         optimizer.eval()
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in trainee.model.modules()):
+        if _has_batch_norm(trainee.model):
             size = trainee.spec.batch_size
             for x in trainee.dataset.x_train.split(size)[:_NORM_BATCHES]:
                 trainee.model(x)
@@ -112,32 +136,44 @@ def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun
 
 
 def _prodigy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
-    kind = _import("prodigyopt").Prodigy
-    trainee.optimizer = kind(
-        trained(trainee.model), d_coef=scale, weight_decay=_decay(trainee), decouple=True
-    )
+    kind = import_module("prodigyopt").Prodigy
+    with redirect_stdout(None):
+        trainee.optimizer = kind(
+            trained(trainee.model),
+            d_coef=scale,
+            weight_decay=_decay(trainee),
+            decouple=_decoupled(trainee),
+        )
     return PeerRun()
 
 
 def _d_adaptation(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """D-Adaptation of Adam, or of SGD where the trainee's optimizer is SGD."""
-    package, settings = _import("dadaptation"), trainee.spec.optimizer
+    package, settings = import_module("dadaptation"), trainee.spec.optimizer
     params, decay = trained(trainee.model), _decay(trainee)
     if settings.name == "sgd":
         trainee.optimizer = package.DAdaptSGD(
             params, lr=scale, momentum=settings.momentum, weight_decay=decay
         )
     else:
-        trainee.optimizer = package.DAdaptAdam(
-            params, lr=scale, weight_decay=decay, decouple=settings.name == "adamw"
-        )
+        with redirect_stdout(None):
+            trainee.optimizer = package.DAdaptAdam(
+                params, lr=scale, weight_decay=decay, decouple=_decoupled(trainee)
+            )
     return PeerRun()
 
 
 def _dog(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
-    """DoG with polynomial-decay averaging of the weights, as its authors recommend."""
-    package = _import("dog")
-    optimizer = package.DoG(trained(trainee.model), lr=scale, weight_decay=_decay(trainee))
+    """DoG with polynomial-decay averaging of the weights and its authors' first step."""
+    package = import_module("dog")
+    logging.getLogger("dog").setLevel(logging.ERROR)  # it warns of any scale but 1
+    optimizer = package.DoG(
+        trained(trainee.model),
+        reps_rel=1e-4 if _has_batch_norm(trainee.model) else 1e-6,
+        lr=scale,
+        # It adds decay to the gradient, which decoupled decay is not.
+        weight_decay=0.0 if _decoupled(trainee) else _decay(trainee),
+    )
     trainee.optimizer = optimizer
     averager = package.PolynomialDecayAverager(trainee.model)
 
@@ -147,7 +183,7 @@ def _dog(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     return PeerRun(lambda _: averager.step(), finish)
 
 
-def _annealed(start: Callable[[SingleTrainee, float, float], PeerRun]) -> Any:
+def _annealed(start: Start) -> Start:
     """The same with a cosine over the run."""
 
     def annealed(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
@@ -161,13 +197,13 @@ def _annealed(start: Callable[[SingleTrainee, float, float], PeerRun]) -> Any:
 PEERS: dict[str, Peer] = {
     "plateau": Peer("ReduceLROnPlateau", _plateau),
     "one-cycle": Peer("OneCycle", _one_cycle),
-    "greedy": Peer("GreedyLR", _greedy),
-    "schedule-free": Peer("Schedule-Free AdamW", _schedule_free),
-    "prodigy": Peer("Prodigy", _prodigy),
-    "prodigy-cosine": Peer("Prodigy, cosine", _annealed(_prodigy)),
-    "d-adaptation": Peer("D-Adaptation", _d_adaptation),
-    "d-adaptation-cosine": Peer("D-Adaptation, cosine", _annealed(_d_adaptation)),
-    "dog": Peer("DoG", _dog),
+    "greedy": Peer("GreedyLR", _greedy, "transformers"),
+    "schedule-free": Peer("Schedule-Free AdamW", _schedule_free, "schedulefree"),
+    "prodigy": Peer("Prodigy", _prodigy, "prodigyopt"),
+    "prodigy-cosine": Peer("Prodigy, cosine", _annealed(_prodigy), "prodigyopt"),
+    "d-adaptation": Peer("D-Adaptation", _d_adaptation, "dadaptation"),
+    "d-adaptation-cosine": Peer("D-Adaptation, cosine", _annealed(_d_adaptation), "dadaptation"),
+    "dog": Peer("DoG", _dog, "dog-optimizer"),
 }
 """Peers by name; a new one is one function and one line here."""
 
@@ -196,11 +232,9 @@ def _decay(trainee: SingleTrainee) -> float:
     return trainee.spec.optimizer.weight_decay
 
 
-def _import(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"Expected {module.partition('.')[0]} for a peer, got: {error}; install it: "
-            'pip install "lrenv[peers]".'
-        ) from None
+def _decoupled(trainee: SingleTrainee) -> bool:
+    return trainee.spec.optimizer.name == "adamw"
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

@@ -16,6 +16,9 @@ from lrenv.training.expert_search import N_PEAKS
 from lrenv.training.peers import SCALES
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
+FLOOR = 0.01
+"""Least loss that enters a ratio: on data that can be learned by heart, less is rounding."""
+
 PROFILE_END = 2.0
 """Largest ratio of the performance profile: the share of runs within each ratio, from 1."""
 
@@ -33,10 +36,11 @@ class RunRecord:
         method: Name of the method.
         detail: Its peak or hint.
         seed: Seed of weights and data order.
-        ratio: Final validation loss over the tuned expert's.
+        ratio: Final validation loss over the tuned expert's, neither taken for less than ``FLOOR``.
         val_loss: Final validation loss.
         test_loss: Final test loss.
         test_accuracy: Final test accuracy.
+        reference: Final validation loss of the tuned expert.
         mean_train_loss: Training loss, averaged over the run.
         diverged: Whether the final loss is not finite.
         seconds: Wall-clock time; None where runs trained in lockstep.
@@ -53,6 +57,7 @@ class RunRecord:
     val_loss: float | None
     test_loss: float | None
     test_accuracy: float | None
+    reference: float
     mean_train_loss: float | None
     diverged: bool
     seconds: float | None
@@ -71,9 +76,7 @@ class RunRecord:
         """
         if self.val_curve is None:
             return None
-        if self.ratio is None or self.val_loss is None:
-            return math.inf
-        target = self.val_loss / self.ratio * (1.0 + _ROUNDING)
+        target = max(self.reference, FLOOR) * (1.0 + _ROUNDING)
         for k, loss in enumerate(self.val_curve, 1):
             if loss is not None and loss <= target:
                 return k / len(self.val_curve)
@@ -103,10 +106,11 @@ def make_record(
     index = torch.linspace(0, len(losses) - 1, min(_CURVE_POINTS, len(losses))).round().long()
     return RunRecord(
         *labels,
-        ratio=None if val is None else val / reference,
+        ratio=None if val is None else max(val, FLOOR) / max(reference, FLOOR),
         val_loss=val,
         test_loss=test,
         test_accuracy=accuracy,
+        reference=reference,
         mean_train_loss=_finite(float(losses.mean())),
         diverged=val is None,
         seconds=seconds,

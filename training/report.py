@@ -17,12 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lrenv.files import write_atomic
+from lrenv.training.report_curves import curve_plots
 from lrenv.training.report_page import PAGE, SCRIPT, STYLE
 from lrenv.training.report_plots import (
     ROW_HEIGHT,
     Row,
     Style,
-    curve_plots,
     is_learned,
     is_reference,
     method_styles,

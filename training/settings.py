@@ -141,7 +141,8 @@ class EvaluateSettings:
     hints: tuple[float, ...] = (1e-3,)
     """LRs that the learned policies' jobs start with."""
     peak: float | None = None
-    """Peak LR of the untuned experts; None for the usual default: 1e-3, under SGD 1e-2."""
+    """Peak LR of the untuned experts and of peers; None for the usual default: 1e-3, under SGD with
+    momentum 1e-2, without 1e-1."""
     output: Path = Path("runs/evaluate")
     """Where the report and the results go."""
     workers: int = 1
