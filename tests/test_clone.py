@@ -17,7 +17,9 @@ from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
 from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
 
-SETTINGS = GeneralistSettings(tasks=21, group=4, rounds=2, clone_steps=60, clone_batch=16)
+SETTINGS = GeneralistSettings(
+    tasks=21, group=4, rounds=2, clone_steps=60, last_clone_steps=60, clone_batch=16
+)
 
 
 def new_actor() -> Head:
@@ -173,7 +175,7 @@ def test_rounds_have_seeds_of_their_own(tmp_path, demonstrated):
 
 
 def test_cloning_goes_on_after_the_last_complete_round(tmp_path, demonstrated, monkeypatch):
-    settings, whole = replace(SETTINGS, clone_steps=3), new_actor()
+    settings, whole = replace(SETTINGS, clone_steps=3, last_clone_steps=3), new_actor()
     clone.clone(tmp_path, whole, settings, MagicMock())
     (tmp_path / "clone-round1.pt").unlink()
     rounds = []

@@ -31,6 +31,7 @@ SETTINGS = GeneralistSettings(
     group=2,
     rounds=2,
     clone_steps=6,
+    last_clone_steps=6,
     clone_batch=4,
     groups_per_update=2,
     critic_warmup=1,

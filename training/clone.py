@@ -161,7 +161,8 @@ def fit(
 ) -> None:
     """Fit the actor's mean actions to the labels: smooth L1, AdamW, one cosine a round."""
     optimizer = torch.optim.AdamW(actor.parameters(), lr=settings.clone_lr, weight_decay=0.01)
-    n_steps = settings.clone_steps
+    last = round_ == settings.rounds - 1
+    n_steps = settings.last_clone_steps if last else settings.clone_steps
     batches = _batches(data, settings.clone_batch, n_steps, settings.seed + round_)
     for step, index in enumerate(track(batches, f"Cloning, round {round_ + 1}", n_steps)):
         rise = min(1.0, (step + 1) / 100)
@@ -177,7 +178,8 @@ def fit(
         torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:
-            writer.add_scalar("losses/clone", loss.item(), round_ * n_steps + step)
+            done = round_ * settings.clone_steps + step
+            writer.add_scalar("losses/clone", loss.item(), done)
     writer.flush()
 
 

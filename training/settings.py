@@ -22,21 +22,23 @@ class GeneralistSettings:
     seed: int = 0
     """Seed of everything random but the tasks."""
     family: Literal["varied", "plain", "mixed", "convnet", "decoder", "adapted", "general"] = (
-        "mixed"
+        "general"
     )
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy to start PPO from, by name or path, instead of cloning."""
-    tasks: int = 240
+    tasks: int = 320
     """Training tasks, each with its tuned expert."""
     held_out: int = 24
     """Further training tasks that the export is selected on; as many again measure it."""
     group: int = 16
     """Rollouts of one and the same task."""
-    rounds: int = 3
+    rounds: int = 2
     """Rounds of cloning; each adds rollouts of the policy to the demonstrations."""
     clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
+    last_clone_steps: int = 6000
+    """Optimizer steps of cloning in the last round, whose clone PPO starts from."""
     clone_batch: int = 64
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
