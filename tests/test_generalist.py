@@ -26,6 +26,7 @@ from lrenv.training.settings import GeneralistSettings
 UPDATES = 8
 TASKS = 22
 SETTINGS = GeneralistSettings(
+    family="mixed",
     tasks=TASKS,
     held_out=2,
     group=2,
