@@ -69,6 +69,11 @@ class SingleTrainee:
         loss.backward()
         return loss.detach()[None]
 
+    def batch_loss(self) -> Tensor:
+        """Compute the loss of the batch that :meth:`backward` was last called on, a scalar."""
+        index = self._order[self._step - 1]
+        return self.spec.loss(self.model, self.dataset.x_train[index], self._labels[index])
+
     def update(self, lr: Tensor) -> None:
         """Take an optimizer step at learning rate ``(1,)``."""
         for group in self.optimizer.param_groups:

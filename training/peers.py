@@ -1,4 +1,7 @@
-"""Peers: other people's ways to set the learning rate, by their own packages, at their defaults."""
+"""Peers: other people's ways to set the learning rate, at their defaults.
+
+They come from their own packages, or from :mod:`lrenv.adaptive` where there is none.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
+from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR
+from lrenv.adaptive.gen import group_parameters
 from lrenv.errors import InputError
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.stacked import trained
@@ -117,6 +122,34 @@ def _greedy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     return PeerRun(lambda loss: scheduler.step(float(loss)))
 
 
+def _lc(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    _set_lr(trainee, peak * scale)
+    scheduler = LCSensitivityLR(trainee.optimizer)
+    return PeerRun(lambda _: scheduler.step())
+
+
+def _gen(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    _set_lr(trainee, peak * scale)
+    scheduler = GeNLR(trainee.optimizer, trainee.model, trainee.batch_loss)
+    return PeerRun(lambda _: scheduler.step())
+
+
+def _hi_dlr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """Hi-DLR with a group for each kind of parameter."""
+    groups = [{"params": params} for params in group_parameters(trainee.model).values()]
+    trainee.optimizer = trainee.spec.optimizer.build(groups, peak * scale)
+    scheduler = HiDLR(trainee.optimizer, trainee.model, trainee.batch_loss)
+    return PeerRun(lambda _: scheduler.step())
+
+
+def _alr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """ALR on the outputs of all layers with weights of their own."""
+    _set_lr(trainee, peak * scale)
+    modules = [m for m in trainee.model.modules() if list(m.parameters(recurse=False))]
+    scheduler = ALRScheduler(trainee.optimizer, modules)
+    return PeerRun(lambda _: scheduler.step())
+
+
 def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """Schedule-Free AdamW; batch norm's averages are taken anew for the averaged weights."""
     kind = import_module("schedulefree").AdamWScheduleFree
@@ -198,6 +231,10 @@ PEERS: dict[str, Peer] = {
     "plateau": Peer("ReduceLROnPlateau", _plateau),
     "one-cycle": Peer("OneCycle", _one_cycle),
     "greedy": Peer("GreedyLR", _greedy, "transformers"),
+    "lc": Peer("LC", _lc),
+    "gen": Peer("GeN", _gen),
+    "hi-dlr": Peer("Hi-DLR", _hi_dlr),
+    "alr": Peer("ALR", _alr),
     "schedule-free": Peer("Schedule-Free AdamW", _schedule_free, "schedulefree"),
     "prodigy": Peer("Prodigy", _prodigy, "prodigyopt"),
     "prodigy-cosine": Peer("Prodigy, cosine", _annealed(_prodigy), "prodigyopt"),
