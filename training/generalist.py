@@ -65,7 +65,8 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
-            counts = fine_tune(folder, actor, tasks, selection, settings, writer, workers)
+            short = [t for t in tasks if t.spec.total_steps <= settings.longest_run]
+            counts = fine_tune(folder, actor, short, selection, settings, writer, workers)
             found["ppo"] = _measure(actor, selection, fresh, workers) | counts
             console.print(f"PPO: {found['ppo']}")
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))

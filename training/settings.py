@@ -45,6 +45,9 @@ class GeneralistSettings:
     """Peak LR of cloning."""
     groups_per_update: int = 8
     """Tasks rolled out for one PPO update."""
+    longest_run: int = 1000
+    """Longest runs that PPO rolls out, in optimizer steps; a long one costs as much as many short
+    ones."""
     critic_warmup: int = 8
     """PPO updates in which only the critic learns."""
     updates: int = 100_000
