@@ -208,6 +208,17 @@ def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatc
         train_generalist(GeneralistSettings(output=tmp_path, **settings))
 
 
+def test_ppo_rolls_out_short_runs_alone(tmp_path):
+    settings = GeneralistSettings(output=tmp_path, family="mixed", longest_run=300)
+    tasks = [training_task(i, "mixed") for i in range(40)]
+    short = generalist._short_tasks(tasks, settings)
+
+    assert 8 <= len(short) < 40
+    assert max(task.spec.total_steps for task in short) <= 300
+    with pytest.raises(InputError, match=r"at least 8 tasks of at most 9 steps, got 0; raise"):
+        train_generalist(replace(settings, longest_run=9))
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
 

@@ -52,6 +52,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     n, held_out = settings.tasks, settings.held_out
     drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
     tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
+    short = _short_tasks(tasks, settings)
     with (
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
@@ -65,11 +66,20 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
-            short = [t for t in tasks if t.spec.total_steps <= settings.longest_run]
             counts = fine_tune(folder, actor, short, selection, settings, writer, workers)
             found["ppo"] = _measure(actor, selection, fresh, workers) | counts
             console.print(f"PPO: {found['ppo']}")
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))
+
+
+def _short_tasks(tasks: list[Task], settings: GeneralistSettings) -> list[Task]:
+    short = [task for task in tasks if task.spec.total_steps <= settings.longest_run]
+    if len(short) < settings.groups_per_update:
+        raise InputError(
+            f"Expected at least {settings.groups_per_update} tasks of at most "
+            f"{settings.longest_run} steps, got {len(short)}; raise longest_run or tasks."
+        )
+    return short
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
