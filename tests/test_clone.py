@@ -18,7 +18,13 @@ from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
 
 SETTINGS = GeneralistSettings(
-    tasks=21, group=4, rounds=2, clone_steps=60, last_clone_steps=60, clone_batch=16
+    tasks=21,
+    group=4,
+    rounds=2,
+    clone_steps=60,
+    last_clone_steps=60,
+    clone_batch=16,
+    last_clone_lr=1e-3,
 )
 
 

@@ -194,8 +194,14 @@ def test_other_settings_are_refused(runs):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"groups_per_update": 4, "tasks": 3}, {"held_out": 0}, {"tasks": 0}, {"group": 0}],
-    ids=["too few tasks", "none held out", "no tasks", "no runs"],
+    [
+        {"groups_per_update": 4, "tasks": 3},
+        {"held_out": 0},
+        {"tasks": 0},
+        {"group": 0},
+        {"rounds": 0},
+    ],
+    ids=["too few tasks", "none held out", "no tasks", "no runs", "no cloning and no start"],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
     def reached(*_):

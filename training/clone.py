@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS
+from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
 from lrenv.trainees.tasks import Task
@@ -139,8 +140,14 @@ def clone(
     settings: GeneralistSettings,
     writer: SummaryWriter,
     workers: Workers = IN_PROCESS,
+    start: FrozenPolicy | None = None,
 ) -> None:
-    """Train the actor by all rounds of cloning; goes on after the last complete round."""
+    """Train the actor by all rounds of cloning; goes on after the last complete round.
+
+    A start gives its weights to the last round, or, where there are no rounds, to the actor.
+    """
+    if start and not settings.rounds:
+        actor.load_state_dict(start.actor.state_dict())
     data: list[Demonstrations] = []
     for round_ in range(settings.rounds):
         data.append(collect(folder, round_, actor if round_ else None, settings, workers))
@@ -148,6 +155,8 @@ def clone(
         if path.exists():
             actor.load_state_dict(read_state(path))
             continue
+        if start and round_ == settings.rounds - 1:
+            actor.load_state_dict(start.actor.state_dict())
         fit(actor, Demonstrations.join(data), settings, round_, writer)
         write_state(path, actor.state_dict())
 
@@ -160,14 +169,15 @@ def fit(
     writer: SummaryWriter,
 ) -> None:
     """Fit the actor's mean actions to the labels: smooth L1, AdamW, one cosine a round."""
-    optimizer = torch.optim.AdamW(actor.parameters(), lr=settings.clone_lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(actor.parameters(), weight_decay=0.01)
     last = round_ == settings.rounds - 1
     n_steps = settings.last_clone_steps if last else settings.clone_steps
+    peak = settings.last_clone_lr if last else settings.clone_lr
     batches = _batches(data, settings.clone_batch, n_steps, settings.seed + round_)
     for step, index in enumerate(track(batches, f"Cloning, round {round_ + 1}", n_steps)):
         rise = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
-            group["lr"] = settings.clone_lr * rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+            group["lr"] = peak * rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
         mask = data.mask[index]
         error = F.smooth_l1_loss(
             actor(data.tokens[index]), data.labels[index], reduction="none", beta=0.1

@@ -58,10 +58,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
         search_all(drawn, workers)
-        if start:
-            actor.load_state_dict(start.actor.state_dict())
-        else:
-            clone(folder, actor, settings, writer, workers)
+        clone(folder, actor, settings, writer, workers, start)
         found = {"start": _measure(actor, selection, fresh, workers)}
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
@@ -84,7 +81,7 @@ def _short_tasks(tasks: list[Task], settings: GeneralistSettings) -> list[Task]:
 
 def _check_counts(settings: GeneralistSettings) -> None:
     least = {"held_out": 1, "group": 2, "groups_per_update": 1}
-    least["tasks"] = settings.groups_per_update
+    least |= {"tasks": settings.groups_per_update, "rounds": 0 if settings.start else 1}
     for name, count in least.items():
         if getattr(settings, name) < count:
             raise InputError(

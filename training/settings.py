@@ -26,7 +26,7 @@ class GeneralistSettings:
     )
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
-    """Policy to start PPO from, by name or path, instead of cloning."""
+    """Policy whose weights the last round of cloning starts from, by name or path."""
     tasks: int = 320
     """Training tasks, each with its tuned expert."""
     held_out: int = 24
@@ -34,15 +34,18 @@ class GeneralistSettings:
     group: int = 16
     """Rollouts of one and the same task."""
     rounds: int = 2
-    """Rounds of cloning; each adds rollouts of the policy to the demonstrations."""
+    """Rounds of cloning; each adds rollouts of the policy to the demonstrations. None with a start
+    leaves it to PPO as it is."""
     clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
-    last_clone_steps: int = 6000
+    last_clone_steps: int = 3000
     """Optimizer steps of cloning in the last round, whose clone PPO starts from."""
     clone_batch: int = 64
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
     """Peak LR of cloning."""
+    last_clone_lr: float = 5e-4
+    """Peak LR of cloning in the last round."""
     groups_per_update: int = 8
     """Tasks rolled out for one PPO update."""
     longest_run: int = 1000
