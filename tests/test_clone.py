@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS, DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
+from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.training import clone
 from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
@@ -194,3 +195,21 @@ def test_cloning_goes_on_after_the_last_complete_round(tmp_path, demonstrated, m
     assert rounds == [1]
     assert len(demonstrated) == n_asked
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_start_gives_its_weights_to_the_last_round(tmp_path, demonstrated, monkeypatch):
+    torch.manual_seed(7)
+    start = FrozenPolicy(Head("scale-free", len(FEATURES)), {"name": "start"})
+    seen = []
+    monkeypatch.setattr(clone, "fit", lambda actor, *_: seen.append(weights(actor).clone()))
+    fresh = new_actor()
+    before = weights(fresh).clone()
+
+    clone.clone(tmp_path, fresh, SETTINGS, MagicMock(), start=start)
+    assert torch.equal(seen[0], before)
+    assert torch.equal(seen[1], weights(start.actor))
+
+    kept = new_actor()
+    clone.clone(tmp_path, kept, replace(SETTINGS, rounds=0), MagicMock(), start=start)
+    assert len(seen) == 2
+    assert torch.equal(weights(kept), weights(start.actor))
