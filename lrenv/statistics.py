@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 MAX_SAMPLE = 4096
-"""Coordinates read from one tensor, at most about twice: the cost has a bound for any model."""
+"""Coordinates read from one tensor, at most about twice."""
+
+MAX_SAMPLES = 2**18
+"""Coordinates read from all tensors, at most about twice: the cost has a bound for any model."""
 
 _TINY = 1e-30
 _LEAST_RMS = 1e-3
@@ -93,17 +97,17 @@ def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
     sampled coordinates.
 
     Args:
-        theta: Sampled coordinates of a layer, ``(r, s)``.
-        grad: Their gradient, ``(r, s)``.
-        strides: How many coordinates each one stands for, ``(s,)``.
+        theta: Sampled coordinates of layers, ``(..., s)``.
+        grad: Their gradient, ``(..., s)``.
+        strides: How many coordinates each one stands for, ``(..., s)``.
 
     Returns:
-        One value a run, ``(r,)``.
+        One value a layer, ``(...)``.
     """
     product = theta * grad
-    unit = product.abs().amax(1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
+    unit = product.abs().amax(-1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
     fourth = product.div_(unit).square_().square_()
-    return fourth.mul_(strides).sum(1).sqrt() * unit[:, 0].square()
+    return fourth.mul_(strides).sum(-1).sqrt() * unit[..., 0].square()
 
 
 class StepMeter:
@@ -116,7 +120,11 @@ class StepMeter:
     def __init__(self) -> None:
         self._sizes: list[int] = []
         self._layers: list[int] = []
-        self._widths: list[int] = []
+        # Samples lie by layers, those of one width together, so that one operation serves them all.
+        self._order: list[int] = []
+        self._blocks: list[tuple[int, int]] = []
+        self._places = self._counts = torch.empty(0)
+        self._in_place = True
         self._strides = torch.empty(0)
         self._least_norm = 0.0
         self._start: Tensor | None = None
@@ -144,18 +152,8 @@ class StepMeter:
         if first:
             self._start = theta.clone()
         self._norms = self._layer_norms(grads)
-        self._lc = torch.stack(
-            [
-                lc_bound(t, g, w)
-                for t, g, w in zip(
-                    theta.split(self._widths, 1),
-                    grad.split(self._widths, 1),
-                    self._strides.split(self._widths),
-                    strict=True,
-                )
-            ],
-            1,
-        )
+        parts = zip(*map(self._by_width, (theta, grad, self._strides[None])), strict=True)
+        self._lc = self._in_order([lc_bound(t, g, w) for t, g, w in parts])
         self._theta, self._grad, self._step = theta, grad, step
         self._grad_norm = self._layer_squares(grad).sum(1).sqrt()
         self._cosines = self._measure_cosines()
@@ -197,15 +195,24 @@ class StepMeter:
         self._layers = group_layers(shapes)
         counts = [max(1, shape.numel()) for shape in shapes]
         rows = [shape[-1] if len(shape) > 1 else 1 for shape in shapes]
-        self._sizes = [_stride(n, row) for n, row in zip(counts, rows, strict=True)]
+        most = max(1, min(MAX_SAMPLE, MAX_SAMPLES // len(shapes)))
+        self._sizes = [_stride(n, row, most) for n, row in zip(counts, rows, strict=True)]
         taken = [-(-n // k) for n, k in zip(counts, self._sizes, strict=True)]
-        self._widths = [0] * (self._layers[-1] + 1)
+        widths = [0] * (self._layers[-1] + 1)
         for layer, n in zip(self._layers, taken, strict=True):
-            self._widths[layer] += n
+            widths[layer] += n
+        layers = sorted(range(len(widths)), key=lambda layer: -widths[layer])
+        self._order = sorted(range(len(shapes)), key=lambda k: layers.index(self._layers[k]))
+        self._blocks = [(n, len(list(same))) for n, same in groupby(widths[k] for k in layers)]
+        counts_of = [len(list(same)) for _, same in groupby(self._layers)]
+        self._counts = torch.tensor(counts_of, device=params[0].device)
+        places = sorted(range(len(layers)), key=layers.__getitem__)
+        self._places = torch.tensor(places, device=params[0].device)
+        self._in_place = places == list(range(len(places)))
         self._strides = torch.cat(
             [
-                params[0].new_full((n,), total / n, dtype=torch.float32)
-                for n, total in zip(taken, counts, strict=True)
+                params[0].new_full((taken[k],), counts[k] / taken[k], dtype=torch.float32)
+                for k in self._order
             ]
         )
         # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
@@ -213,23 +220,34 @@ class StepMeter:
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
-            t.reshape(t.shape[0], -1)[:, ::k] for t, k in zip(tensors, self._sizes, strict=True)
+            tensors[k].reshape(tensors[k].shape[0], -1)[:, :: self._sizes[k]] for k in self._order
         ]
         return torch.cat(parts, 1).float()
 
+    def _by_width(self, sample: Tensor) -> list[Tensor]:
+        """Views of a sample ``(r, s)``: the layers of each width, ``(r, layers, width)``."""
+        parts = sample.split([n * count for n, count in self._blocks], 1)
+        return [p.unflatten(1, (-1, n)) for p, (n, _) in zip(parts, self._blocks, strict=True)]
+
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Values of the layers of each width, ``(r, layers)``, as those of all layers in order."""
+        joined = torch.cat(list(parts), 1)
+        return joined if self._in_place else joined.index_select(1, self._places)
+
     def _layer_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        squares: list[Tensor | None] = [None] * len(self._widths)
-        for layer, grad in zip(self._layers, grads, strict=True):
-            flat = grad.reshape(grad.shape[0], -1)
-            precise = torch.promote_types(flat.dtype, torch.float32)
-            norm = torch.linalg.vector_norm(flat, dim=1, dtype=precise).float().square()
-            known = squares[layer]
-            squares[layer] = norm if known is None else known + norm
-        return torch.stack([s for s in squares if s is not None], 1).sqrt()
+        precise = torch.promote_types(grads[0].dtype, torch.float32)
+        if len(grads[0]) == 1:
+            norms = torch.stack(torch._foreach_norm(list(grads), 2, precise))[:, None]
+        else:
+            rows = [grad.reshape(len(grad), -1) for grad in grads]
+            norms = torch.stack([torch.linalg.vector_norm(r, dim=1, dtype=precise) for r in rows])
+        squares = norms.float().square()
+        layers = torch.segment_reduce(squares, "sum", lengths=self._counts, axis=0)
+        return layers.T.sqrt()
 
     def _layer_squares(self, sample: Tensor) -> Tensor:
         weighted = sample.square() * self._strides
-        return torch.stack([part.sum(1) for part in weighted.split(self._widths, 1)], 1)
+        return self._in_order([part.sum(2) for part in self._by_width(weighted)])
 
     def _measure_cosines(self) -> tuple[Tensor, Tensor, Tensor]:
         grad, norm = self._grad, self._grad_norm
@@ -251,9 +269,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return dot
 
 
-def _stride(count: int, row: int) -> int:
+def _stride(count: int, row: int, most: int) -> int:
     """Distance of sampled coordinates, without a factor of the row length: it sees all columns."""
-    stride = max(1, count // MAX_SAMPLE)
+    stride = max(1, count // most)
     while math.gcd(stride, row) > 1:
         stride += 1
     return stride

@@ -222,7 +222,14 @@ def test_workers_may_change_between_restarts(two, tmp_path, monkeypatch):
 
 def train(*argv: str) -> None:
     """Train by the command line, on tasks that need no data set."""
-    small = {"tasks": 2, "held-out": 1, "group": 2, "rounds": 1, "clone-steps": 3, "updates": 2}
+    small = {
+        "tasks": 2,
+        "held-out": 1,
+        "group": 2,
+        "rounds": 1,
+        "last-clone-steps": 3,
+        "updates": 2,
+    }
     # So large a budget that the share that is left is 1.0, however long the run takes.
     small |= {"groups-per-update": 2, "critic-warmup": 0, "hours": 1e15}
     task = training_task(0)
