@@ -17,12 +17,23 @@ from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relativ
 from lrenv.decisions import DecisionPlan, classic_plan, scale_free_plan
 from lrenv.errors import InputError
 from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver
+from lrenv.probe import Probe
 from lrenv.statistics import StepMeter, StepStats
 from lrenv.window import Interval
 
 Preset = Literal["scale-free", "classic"]
 PRESETS: tuple[Preset, ...] = ("scale-free", "classic")
-_PLAIN_STATE = ("step", "deciding", "lr", "_start_lr", "_found", "_unfit", "_index", "_losses")
+_PLAIN_STATE = (
+    "step",
+    "deciding",
+    "lr",
+    "_start_lr",
+    "_found",
+    "_unfit",
+    "_index",
+    "_losses",
+    "_probed",
+)
 
 
 class Run(Protocol):
@@ -71,6 +82,7 @@ class Controller:
         n_runs: Runs in lockstep.
         preset: ``"scale-free"`` or ``"classic"``.
         device: Where the runs live.
+        probe: Takes losses along the last update, for policies that read them; scale-free preset.
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class Controller:
         n_runs: int = 1,
         preset: Preset = "scale-free",
         device: torch.device | str = "cpu",
+        probe: Probe | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise InputError(f"Expected preset to be one of {PRESETS}, got {preset!r}.")
@@ -103,6 +116,9 @@ class Controller:
         self._meter = StepMeter()
         self._losses: list[Tensor] = []
         self._stats: list[StepStats] = []
+        self._probe = probe
+        self._before: list[Tensor] = []
+        self._probed: Tensor | None = None
 
     @property
     def done(self) -> bool:
@@ -114,15 +130,32 @@ class Controller:
         """Whether the coming optimizer step is measured."""
         return not self.done and self.step >= self.plan.ends[self._index] - self.plan.measured
 
+    @property
+    def _probing(self) -> bool:
+        """Whether a decision follows the coming optimizer step."""
+        end = self.step + 1
+        return (
+            self._probe is not None
+            and self._index + 1 >= self.plan.lead
+            and end == self.plan.ends[self._index]
+            and end < self.plan.total_steps
+        )
+
     def before_update(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Measure parameters and gradients ahead of the optimizer step, if it is measured."""
         if self.measuring:
             self._meter.before(self.step, params, grads)
+            if self._probing:
+                self._before = [p.clone() for p in params]
 
     def after_update(self, params: Sequence[Tensor]) -> None:
         """Measure the parameters behind the optimizer step, if it is measured."""
         if self.measuring:
             self._stats.append(self._meter.after(params))
+            if self._probe is not None and self._before:
+                updates = [p - old for p, old in zip(params, self._before, strict=True)]
+                self._before = []
+                self._probed = self._probe(params, updates)
 
     def end_step(self, loss: Tensor) -> bool:
         """Count the optimizer step with its training losses ``(r,)``; True at an interval's end."""
@@ -134,9 +167,11 @@ class Controller:
         """Complete the interval, with validation losses ``(r,)`` where the job has them."""
         start, _ = self.plan.interval(self._index)
         losses = torch.stack(self._losses, 1).to(self.lr)
-        interval = Interval(start, self.plan.total_steps, losses, self.lr, self._stats, val_loss)
+        interval = Interval(
+            start, self.plan.total_steps, losses, self.lr, self._stats, val_loss, self._probed
+        )
         self._unfit = ~losses.isfinite().all(1)
-        self._losses, self._stats = [], []
+        self._losses, self._stats, self._probed = [], [], None
         self._index += 1
         leading = self._index <= self.plan.lead
         if leading and self.preset == "scale-free":

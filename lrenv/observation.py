@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lrenv.decisions import MAX_DECISIONS
+from lrenv.probe import FACTORS
 from lrenv.statistics import StepStats
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
@@ -64,8 +65,12 @@ FEATURES: tuple[str, ...] = (
     *(f"window_loss_{i}" for i in range(_LOSS_PATCHES)),
     *(f"window_grad_norm_{i}" for i in range(_LAYER_PATCHES)),
     *(f"window_lc_{i}" for i in range(_LAYER_PATCHES)),
+    "dog",
+    "probe_given",
+    *(f"probe_{factor:g}" for factor in FACTORS),
 )
-"""Features of one decision, in order; none depends on the units and sizes of the job."""
+"""Features of one decision, in order; none depends on the units and sizes of the job. New ones come
+last: a policy reads those that its card names."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class ScaleFreeObserver:
             **self._layers(interval.stats),
             **self._geometry(interval),
             **self._patches(interval.losses.shape[1]),
+            **_probe(interval.probe),
         }
         like = self._memo["loss"]
         columns = [torch.as_tensor(rows[name]).to(like).expand_as(like) for name in FEATURES]
@@ -177,7 +183,7 @@ class ScaleFreeObserver:
             self._memo[name] = torch.maximum(first, floor)
         self._memo["param_norm"] = stats[0].param_norm
         self._memo["start_lr"] = start_lr
-        self._memo["path"] = torch.zeros_like(start_lr)
+        self._memo["path"] = self._memo["squares"] = torch.zeros_like(start_lr)
 
     def _progress(self, interval: Interval) -> dict[str, Tensor | float]:
         traits = self._traits
@@ -247,6 +253,12 @@ class ScaleFreeObserver:
         rows["distance"] = (torch.log10(stats[-1].distance / start + 1e-6) + 1) / 2
         share = stats[-1].distance / (self._memo["path"] + _TINY)
         rows["straightness"] = torch.log10(share + 1e-4) + 1
+        # DoG (Ivgi et al. 2023) sets the LR to the distance over the root of the summed squares of
+        # gradients, here of the updates at an LR of 1.
+        unit = moved / interval.lr
+        self._memo["squares"] = self._memo["squares"] + unit.square() * interval.losses.shape[1]
+        dog = stats[-1].distance / (self._memo["squares"].sqrt() * interval.lr + _TINY)
+        rows["dog"] = torch.log10(dog + 1e-4)
         return rows
 
     def _patches(self, n_steps: int) -> dict[str, Tensor]:
@@ -306,6 +318,17 @@ class ClassicObserver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.window.load_state_dict(state["window"])
+
+
+def _probe(losses: Tensor | None) -> dict[str, Tensor | float]:
+    """Roots of the log ratios of the losses along the last update to the one behind it."""
+    names = [f"probe_{factor:g}" for factor in FACTORS]
+    if losses is None:
+        return dict.fromkeys(("probe_given", *names), 0.0)
+    losses = losses.clamp_min(_TINY)
+    change = torch.log(losses[:, 1:] / losses[:, :1]).nan_to_num(nan=torch.inf)
+    shown = 3 * change.sign() * change.abs().sqrt()
+    return {"probe_given": 1.0, **dict(zip(names, shown.unbind(1), strict=True))}
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lrenv.controller import Controller, Decision
 from lrenv.errors import InputError
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
+from lrenv.probe import LossProbe
 
 _UNKNOWN_LOSS = 1.0
 
@@ -40,6 +41,8 @@ class LearnedLR(LRScheduler):
         optimizer: Any torch optimizer.
         total_steps: Length of the whole run in optimizer steps.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
+        probe: Where given, the policy sees the loss along the last update too, at a cost of five
+            forward passes a decision and, at these steps, two copies of the parameters.
 
     Attributes:
         decisions: The decision log: step, LR, action, guard and the features they rest on.
@@ -54,13 +57,18 @@ class LearnedLR(LRScheduler):
         optimizer: Optimizer,
         total_steps: int,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
+        probe: LossProbe | None = None,
     ) -> None:
         _check_unit(optimizer)
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
         self.controller = Controller(
-            total_steps, traits_of(optimizer), preset=self.policy.preset, device=device
+            total_steps,
+            traits_of(optimizer),
+            preset=self.policy.preset,
+            device=device,
+            probe=probe,
         )
         self.decisions: list[dict[str, Any]] = []
         self._measured: list[int] = []

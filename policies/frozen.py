@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,20 @@ FORMAT_VERSION = 1
 DEFAULT_POLICY = "default"
 
 
-def feature_list(preset: str, n_features: int) -> list[str]:
-    """Names of the features that a policy of a preset reads."""
+def feature_list(preset: str, actor: Head) -> list[str]:
+    """Names of the features that an actor of a preset reads."""
     if preset == "scale-free":
-        return list(FEATURES)
+        return [FEATURES[i] for i in actor.columns.tolist()]
+    return _classic_features(actor.n_features)
+
+
+def build_actor(features: Sequence[str] = FEATURES) -> Head:
+    """Make an actor of the scale-free preset that reads some features, in the order of all."""
+    columns = [FEATURES.index(name) for name in features]
+    return Head("scale-free", len(FEATURES), columns)
+
+
+def _classic_features(n_features: int) -> list[str]:
     norms = [f"grad_norm_{i}" for i in range(n_features - 4)]
     return ["left", "train_loss", "val_loss", *norms, "log10_lr"]
 
@@ -108,7 +118,7 @@ def save_policy(folder: Path, name: str, actor: Head, card: Mapping[str, Any]) -
         **card,
         "format": FORMAT_VERSION,
         "name": name,
-        "features": feature_list(card["preset"], actor.n_features),
+        "features": feature_list(card["preset"], actor),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     write_atomic(path, lambda p: p.write_text(json.dumps(full, indent=1) + "\n"))
@@ -147,7 +157,9 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
             f"Expected {weights} to have the hash in its card, got another: the file is truncated "
             "or altered; copy it again."
         )
-    actor = Head(card["preset"], len(card["features"]))
+    classic = card["preset"] == "classic"
+    features = card["features"]
+    actor = Head("classic", len(features)) if classic else build_actor(features)
     try:
         actor.load_state_dict(load_file(weights), strict=True)
     except (SafetensorError, RuntimeError) as error:
@@ -186,8 +198,15 @@ def _check_card(card: Any, path: Path) -> None:
     if card["preset"] not in PRESETS:
         raise PolicyFileError(f"Expected preset among {PRESETS} in {path}, got {card['preset']!r}.")
     features = card["features"]
-    if not isinstance(features, list) or features != feature_list(card["preset"], len(features)):
+    if not isinstance(features, list) or not _known(features, card["preset"]):
         raise PolicyFileError(
             f"Expected the features of this version in {path}, got another list; use a policy made "
             "by this version of lrenv."
         )
+
+
+def _known(features: list[Any], preset: str) -> bool:
+    """Whether features are some of this version's, in order, the mark of a token among them."""
+    if preset == "classic":
+        return features == _classic_features(len(features))
+    return features == [name for name in FEATURES if name in features] and "valid" in features

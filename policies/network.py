@@ -6,6 +6,7 @@ Shape legend: b batch, t decisions, f features, d width, w window.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,12 +131,21 @@ def build_trunk(preset: str, n_features: int) -> CausalTransformer | ClassicTran
 
 
 class Head(nn.Module):
-    """A Transformer and a linear layer with one output: an actor or a critic."""
+    """A Transformer and a linear layer with one output: an actor or a critic.
 
-    def __init__(self, preset: str, n_features: int) -> None:
+    Args:
+        preset: Preset of the observations.
+        n_features: Features of a token that it is given.
+        columns: Those that it reads; all by default.
+    """
+
+    def __init__(self, preset: str, n_features: int, columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.n_features = n_features
-        self.trunk = build_trunk(preset, n_features)
+        read = torch.arange(n_features) if columns is None else torch.tensor(columns)
+        self.register_buffer("columns", read, persistent=False)
+        self.columns: Tensor
+        self.trunk = build_trunk(preset, len(read))
         self.head = nn.Linear(self.trunk.width, 1)
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
@@ -143,16 +153,31 @@ class Head(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """One value for each decision: ``(b, t, f)`` to ``(b, t)``."""
-        return self.head(self.trunk(tokens))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk(self._read(tokens)))[..., 0]  # type: ignore[no-any-return]
 
     def step(self, token: Tensor, cache: list[list[Tensor]]) -> Tensor:
         """One value for the next decision: ``(b, f)`` to ``(b,)``."""
         assert isinstance(self.trunk, CausalTransformer)
-        return self.head(self.trunk.step(token, cache))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk.step(self._read(token), cache))[..., 0]  # type: ignore[no-any-return]
 
     def last(self, observation: Tensor) -> Tensor:
         """One value for the last decision of padded observations: to ``(b,)``."""
-        return self.head(self.trunk.last(observation))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk.last(self._read(observation)))[..., 0]  # type: ignore[no-any-return]
+
+    def start_from(self, other: Head) -> None:
+        """Take the weights of an actor that may read fewer features; the others start unheard."""
+        state = other.state_dict()
+        known = torch.isin(self.columns, other.columns)
+        embed = state["trunk.embed.weight"]
+        state["trunk.embed.weight"] = embed.new_zeros(len(embed), len(known))
+        places = torch.searchsorted(other.columns, self.columns[known])
+        state["trunk.embed.weight"][:, known] = embed[:, places]
+        self.load_state_dict(state)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        if len(self.columns) == tokens.shape[-1]:
+            return tokens
+        return tokens.index_select(-1, self.columns)
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:

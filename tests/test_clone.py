@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS, DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
-from lrenv.policies.frozen import FrozenPolicy
+from lrenv.policies.frozen import FrozenPolicy, build_actor
 from lrenv.policies.network import Head
 from lrenv.training import clone
 from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
@@ -197,19 +197,30 @@ def test_cloning_goes_on_after_the_last_complete_round(tmp_path, demonstrated, m
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_start_gives_its_weights_to_the_last_round(tmp_path, demonstrated, monkeypatch):
+def test_cloning_goes_on_from_a_start(tmp_path, demonstrated, monkeypatch):
     torch.manual_seed(7)
     start = FrozenPolicy(Head("scale-free", len(FEATURES)), {"name": "start"})
-    seen = []
+    seen, guides = [], []
     monkeypatch.setattr(clone, "fit", lambda actor, *_: seen.append(weights(actor).clone()))
-    fresh = new_actor()
-    before = weights(fresh).clone()
 
-    clone.clone(tmp_path, fresh, SETTINGS, MagicMock(), start=start)
-    assert torch.equal(seen[0], before)
-    assert torch.equal(seen[1], weights(start.actor))
+    monkeypatch.setattr(clone, "collect", lambda *args: (guides.append(args[2]), collect(*args))[1])
+
+    clone.clone(tmp_path, new_actor(), SETTINGS, MagicMock(), start=start)
+    assert torch.equal(seen[0], weights(start.actor))
+    assert all(guides)
 
     kept = new_actor()
     clone.clone(tmp_path, kept, replace(SETTINGS, rounds=0), MagicMock(), start=start)
-    assert len(seen) == 2
     assert torch.equal(weights(kept), weights(start.actor))
+
+
+def test_a_start_may_read_fewer_features():
+    torch.manual_seed(7)
+    few = [name for name in FEATURES if not name.startswith(("probe_", "lc_"))]
+    old, new = build_actor(few), new_actor()
+    tokens = torch.randn(2, 5, len(FEATURES))
+
+    new.start_from(old)
+
+    torch.testing.assert_close(new(tokens), old(tokens))
+    assert not torch.equal(weights(new)[:9], weights(new_actor())[:9])

@@ -17,7 +17,7 @@ from lrenv.controller import Controller, run_interval
 from lrenv.errors import PolicyFileError
 from lrenv.observation import FEATURES
 from lrenv.policies import frozen
-from lrenv.policies.frozen import FrozenPolicy, feature_list, load_policy, save_policy
+from lrenv.policies.frozen import FrozenPolicy, build_actor, feature_list, load_policy, save_policy
 from lrenv.policies.network import Head
 
 
@@ -81,7 +81,7 @@ def test_a_classic_policy_acts_as_the_saved_one(tmp_path, scripted_run):
         "grad_norm_1",
         "log10_lr",
     ]
-    expected = FrozenPolicy(head, {"preset": "classic", "features": feature_list("classic", 6)})
+    expected = FrozenPolicy(head, {"preset": "classic", "features": feature_list("classic", head)})
     actions = decide(loaded, scripted_run(n_layers=2))
     assert torch.equal(actions, decide(expected, scripted_run(n_layers=2)))
 
@@ -232,13 +232,29 @@ def test_another_format_is_refused(card, version):
 
 
 @pytest.mark.parametrize(
-    "features", [list(FEATURES[:-1]), [*FEATURES, "new"], list(reversed(FEATURES)), []]
+    "features",
+    [list(FEATURES[1:]), [*FEATURES, "new"], list(reversed(FEATURES)), [*FEATURES, "lr"], []],
 )
 def test_another_list_of_features_is_refused(card, features):
     edit(card, features=features)
 
     with pytest.raises(PolicyFileError, match=r"features of this version in .*, got another list"):
         load_policy(card)
+
+
+def test_a_policy_reads_the_features_of_its_card_alone(tmp_path):
+    torch.manual_seed(0)
+    few = [name for name in FEATURES if not name.startswith("window_")]
+    head = build_actor(few)
+    loaded = load_policy(save_policy(tmp_path, "few", head, {"preset": "scale-free"}))
+    tokens, other = torch.randn(2, 1, 9, len(FEATURES))
+    read = [FEATURES.index(name) for name in few]
+    other[..., read] = tokens[..., read]
+
+    assert loaded.card["features"] == few
+    assert torch.equal(loaded.actor(tokens), head(tokens))
+    assert torch.equal(loaded.actor(tokens), loaded.actor(other))
+    assert not torch.equal(loaded.actor(tokens), loaded.actor(torch.zeros_like(tokens)))
 
 
 @pytest.mark.parametrize("features", [None, 49, 1.5, True])

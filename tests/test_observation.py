@@ -214,6 +214,7 @@ def test_geometry_by_hand():
         "weight_growth": 0.2,
         "distance": (math.log10(0.5) + 1) / 2,
         "straightness": math.log10(0.5 / 19 + 1e-4) + 1,
+        "dog": math.log10(0.5 / math.sqrt(1 + 9 * 4) + 1e-4),
     }
     assert {name: value(made, name) for name in expected} == pytest.approx(expected, abs=1e-5)
 

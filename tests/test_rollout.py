@@ -13,6 +13,7 @@ from lrenv.decisions import DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
 from lrenv.training.rollout import (
+    PROBE_COLUMNS,
     VAL_COLUMNS,
     VALIDATE_EVERY,
     NetworkChoice,
@@ -34,17 +35,19 @@ def waver(token: Tensor, controller: Controller) -> Tensor:
     return sign / (controller.step + 1)
 
 
-def test_signals_are_dropped_for_half_and_a_tenth_of_the_runs():
+def test_signals_are_dropped_for_a_share_of_the_runs():
     mask = drop_signals(20_000, generator())
 
     no_val = mask[:, VAL_COLUMNS] == 0
     unknown = mask[:, [COLUMN[f"optimizer_{k}"] for k in ("known", "adaptive", "momentum")]] == 0
-    for dropped, share in [(no_val, 0.5), (unknown, 0.1)]:
+    no_probe = mask[:, PROBE_COLUMNS] == 0
+    for dropped, share in [(no_val, 0.5), (no_probe, 0.5), (unknown, 0.1)]:
         assert torch.equal(dropped.all(1), dropped.any(1))
         assert dropped.float().mean().item() == pytest.approx(share, abs=0.02)
-    others = [i for i, name in enumerate(FEATURES) if not name.startswith(("val_", "optimizer_"))]
+    signals = ("val_", "probe_", "optimizer_")
+    others = [i for i, name in enumerate(FEATURES) if not name.startswith(signals)]
     assert mask[:, others].min() == 1
-    assert len(VAL_COLUMNS) == 3
+    assert (len(VAL_COLUMNS), len(PROBE_COLUMNS)) == (3, 5)
 
 
 def test_a_rollout_keeps_every_decision(tiny_task):

@@ -142,21 +142,19 @@ def clone(
     workers: Workers = IN_PROCESS,
     start: FrozenPolicy | None = None,
 ) -> None:
-    """Train the actor by all rounds of cloning; goes on after the last complete round.
+    """Train the actor by all rounds of cloning, from a start where there is one.
 
-    A start gives its weights to the last round, or, where there are no rounds, to the actor.
+    Goes on after the last complete round.
     """
-    if start and not settings.rounds:
-        actor.load_state_dict(start.actor.state_dict())
+    if start:
+        actor.start_from(start.actor)
     data: list[Demonstrations] = []
     for round_ in range(settings.rounds):
-        data.append(collect(folder, round_, actor if round_ else None, settings, workers))
+        data.append(collect(folder, round_, actor if round_ or start else None, settings, workers))
         path = folder / f"clone-round{round_}.pt"
         if path.exists():
             actor.load_state_dict(read_state(path))
             continue
-        if start and round_ == settings.rounds - 1:
-            actor.load_state_dict(start.actor.state_dict())
         fit(actor, Demonstrations.join(data), settings, round_, writer)
         write_state(path, actor.state_dict())
 

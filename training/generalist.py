@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
+from lrenv.policies.frozen import FrozenPolicy, build_actor, load_policy, save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
 from lrenv.trainees.tasks import Task
@@ -48,7 +48,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     start = load_policy(settings.start) if settings.start else None
-    actor = Head("scale-free", len(FEATURES))
+    actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
     n, held_out = settings.tasks, settings.held_out
     drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
     tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
@@ -157,10 +157,13 @@ def fine_tune(
 def _measure(
     actor: Head, selection: list[Task], fresh: list[Task], workers: Workers
 ) -> dict[str, Any]:
-    return {
-        "selection_tasks": summary(evaluate_actor(actor, selection, workers)),
-        "fresh_tasks": summary(evaluate_actor(actor, fresh, workers)),
-    }
+    found = {}
+    for name, tasks in (("selection_tasks", selection), ("fresh_tasks", fresh)):
+        ratios = evaluate_actor(actor, tasks, workers)
+        found[name] = summary(ratios[:, :2])
+        if ratios.shape[1] > 2:
+            found[f"{name}_probed"] = summary(ratios[:, 2:])
+    return found
 
 
 def _card(

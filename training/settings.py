@@ -26,7 +26,9 @@ class GeneralistSettings:
     )
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
-    """Policy whose weights the last round of cloning starts from, by name or path."""
+    """Policy whose weights training starts from, by name or path."""
+    hidden: tuple[str, ...] = ()
+    """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 320
     """Training tasks, each with its tuned expert."""
     held_out: int = 24
