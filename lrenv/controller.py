@@ -6,15 +6,21 @@ the optimizer step and who chooses the action.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relative_lr
-from lrenv.decisions import DecisionPlan, classic_plan, scale_free_plan
+from lrenv.decisions import (
+    MAX_DECISIONS,
+    DecisionPlan,
+    check_total_steps,
+    classic_plan,
+    scale_free_plan,
+)
 from lrenv.errors import InputError
 from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver
 from lrenv.probe import Probe
@@ -83,6 +89,8 @@ class Controller:
         preset: ``"scale-free"`` or ``"classic"``.
         device: Where the runs live.
         probe: Takes losses along the last update, for policies that read them; scale-free preset.
+        average: Averages losses over the processes of a job.
+        total: Sums over processes, where each of them has a shard of the parameters.
     """
 
     def __init__(
@@ -93,6 +101,8 @@ class Controller:
         preset: Preset = "scale-free",
         device: torch.device | str = "cpu",
         probe: Probe | None = None,
+        average: Callable[[Tensor], Tensor] = lambda losses: losses,
+        total: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise InputError(f"Expected preset to be one of {PRESETS}, got {preset!r}.")
@@ -113,7 +123,7 @@ class Controller:
         self._found = torch.zeros(n_runs, dtype=torch.bool, device=device)
         self._unfit = torch.zeros(n_runs, dtype=torch.bool, device=device)
         self._index = 0
-        self._meter = StepMeter()
+        self._meter, self._average = StepMeter(total), average
         self._losses: list[Tensor] = []
         self._stats: list[StepStats] = []
         self._probe = probe
@@ -166,9 +176,10 @@ class Controller:
     def close(self, val_loss: Tensor | None = None) -> None:
         """Complete the interval, with validation losses ``(r,)`` where the job has them."""
         start, _ = self.plan.interval(self._index)
-        losses = torch.stack(self._losses, 1).to(self.lr)
+        losses = self._average(torch.stack(self._losses, 1).to(self.lr))
+        probed = None if self._probed is None else self._average(self._probed)
         interval = Interval(
-            start, self.plan.total_steps, losses, self.lr, self._stats, val_loss, self._probed
+            start, self.plan.total_steps, losses, self.lr, self._stats, val_loss, probed
         )
         self._unfit = ~losses.isfinite().all(1)
         self._losses, self._stats, self._probed = [], [], None
@@ -200,6 +211,24 @@ class Controller:
         self.deciding = False
         return Decision(self.step, action, self.lr, self._unfit)
 
+    def replan(self, total_steps: int) -> None:
+        """Change the length of the run between two steps.
+
+        What is behind keeps its intervals, what is ahead gets those of a run of the new length; the
+        scale-free observation becomes about what it would be in such a run.
+
+        Raises:
+            InputError: The run is past the new end.
+        """
+        total_steps = check_total_steps(total_steps, self.step + 1)
+        classic = isinstance(self.observer, ClassicObserver)
+        new = classic_plan(total_steps) if classic else scale_free_plan(total_steps)
+        ahead = tuple(end for end in new.ends if end > self.step)
+        if isinstance(self.observer, ScaleFreeObserver):
+            self.observer.rescale(self.plan.total_steps, total_steps, MAX_DECISIONS - len(ahead))
+        self.memory = {}
+        self.plan = replace(new, ends=self.plan.ends[: self._index] + ahead)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state at any step as tensors and plain values."""
         plain = {name: getattr(self, name) for name in _PLAIN_STATE}
@@ -207,19 +236,16 @@ class Controller:
         return {
             **plain,
             "total_steps": self.plan.total_steps,
+            "ends": list(self.plan.ends),
             "stats": [dict(vars(s)) for s in self._stats],
             "meter": self._meter.state_dict(),
             "observer": self.observer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        if state["total_steps"] != self.plan.total_steps:
-            raise InputError(
-                f"Expected the state of a run of {self.plan.total_steps} optimizer steps, got one "
-                f"of {state['total_steps']}; resume with the total_steps the run was started with."
-            )
+        """Take back what :meth:`state_dict` returned, with the length of its run."""
         state = _moved(state, self.lr.device)
+        self.plan = replace(self.plan, total_steps=state["total_steps"], ends=tuple(state["ends"]))
         self.memory = {}
         for name in _PLAIN_STATE:
             setattr(self, name, state[name])

@@ -72,6 +72,8 @@ FEATURES: tuple[str, ...] = (
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
 
+_LEFT, _LOG_LEFT, _SHARE = map(FEATURES.index, ("left", "log_left", "interval_share"))
+
 
 @dataclass(frozen=True)
 class OptimizerTraits:
@@ -151,6 +153,25 @@ class ScaleFreeObserver:
         out = tokens.new_zeros(tokens.shape[0], MAX_DECISIONS, len(FEATURES))
         out[:, : tokens.shape[1]] = tokens
         return out
+
+    def rescale(self, old_steps: int, new_steps: int, room: int) -> None:
+        """Make the tokens about those of a run of another length.
+
+        Args:
+            old_steps: Length of the run so far.
+            new_steps: Its new length.
+            room: Tokens that are kept at most, evenly chosen; the last one always.
+        """
+        n = len(self.tokens)
+        kept = max(1, min(n, room))
+        places = [round((k + 1) * n / kept) - 1 for k in range(kept)] if n else []
+        ratio = old_steps / new_steps
+        self.tokens = [self.tokens[place].clone() for place in places]
+        for token in self.tokens:
+            left = 1 - (1 - token[:, _LEFT] / 2 - 0.5) * ratio
+            token[:, _LEFT] = 2 * left - 1
+            token[:, _LOG_LEFT] = 1 + torch.log10(left.clamp_min(1e-3))
+            token[:, _SHARE] = (token[:, _SHARE] * ratio * n / kept).clamp_max(CLIP)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""

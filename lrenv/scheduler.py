@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrenv import processes
 from lrenv.controller import Controller, Decision
+from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
+from lrenv.hooks import listen
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.probe import LossProbe
 
 _UNKNOWN_LOSS = 1.0
+_HORIZON = 1000  # of a run without an end, doubled whenever half of it is over
 
 
 class LearnedLR(LRScheduler):
@@ -39,10 +42,12 @@ class LearnedLR(LRScheduler):
 
     Args:
         optimizer: Any torch optimizer.
-        total_steps: Length of the whole run in optimizer steps.
+        total_steps: Length of the whole run in optimizer steps; :meth:`set_total_steps` changes it.
+            None for a run without an end: the LR stays high until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
         probe: Where given, the policy sees the loss along the last update too, at a cost of five
             forward passes a decision and, at these steps, two copies of the parameters.
+        last_epoch: −1, as hosts pass it to torch's schedulers; any other is refused.
 
     Attributes:
         decisions: The decision log: step, LR, action, guard and the features they rest on.
@@ -55,20 +60,30 @@ class LearnedLR(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
+        total_steps: int | None,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
         probe: LossProbe | None = None,
+        last_epoch: int = -1,
     ) -> None:
+        if last_epoch != -1:
+            raise InputError(
+                f"Expected last_epoch of -1, got {last_epoch}; a run goes on by load_state_dict()."
+            )
+        # accelerate's wrapper steps the optimizer within, on which the hooks must be.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         _check_unit(optimizer)
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
+        self._open = total_steps is None
         self.controller = Controller(
-            total_steps,
+            _HORIZON if total_steps is None else total_steps,
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
             probe=probe,
+            average=processes.mean,
+            total=processes.total_of(params),
         )
         self.decisions: list[dict[str, Any]] = []
         self._measured: list[int] = []
@@ -77,8 +92,9 @@ class LearnedLR(LRScheduler):
         self._losses: list[Tensor] = []
         self._loss: Tensor | None = None
         self._val_loss: float | None = None
+        self._own_loss: Tensor | None = None
         super().__init__(optimizer)
-        self._install_hooks()
+        listen(self.optimizer, self)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the LR of each parameter group."""
@@ -100,8 +116,23 @@ class LearnedLR(LRScheduler):
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
-        if metrics is not None:
-            loss = torch.as_tensor(metrics).detach()
+        self.report(metrics, val_loss)
+        if self._unreported:
+            self._advance()
+        elif self._step_count == 1:
+            self._apply()
+
+    def report(
+        self, loss: Tensor | float | None = None, val_loss: Tensor | float | None = None
+    ) -> None:
+        """Report losses ahead of :meth:`step`, for hosts that call it without any.
+
+        Args:
+            loss: Training loss, a scalar, as in :meth:`step`.
+            val_loss: Validation loss, a scalar.
+        """
+        if loss is not None:
+            loss = torch.as_tensor(loss).detach()
             if loss.numel() != 1:
                 raise InputError(
                     f"Expected a scalar training loss, got the shape {tuple(loss.shape)}; pass its "
@@ -111,10 +142,22 @@ class LearnedLR(LRScheduler):
             self._losses.append(loss.reshape(1).to(self.controller.lr, copy=True))
         if val_loss is not None:
             self._val_loss = float(val_loss)
-        if self._unreported:
-            self._advance()
-        elif self._step_count == 1:
-            self._apply()
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Make the run longer or shorter; may be called between any two steps.
+
+        Args:
+            total_steps: Its new length in optimizer steps, those behind included.
+
+        Raises:
+            InputError: The run is at or past the new end.
+        """
+        self._open, self._overrun = False, False
+        self.controller.replan(total_steps)
+
+    def finish(self, steps: int) -> None:
+        """Bring the run to its end, the LR with it, within further optimizer steps."""
+        self.set_total_steps(self.controller.step + check_total_steps(steps, 1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: plain values and tensors; the policy enters by name and hash."""
@@ -125,6 +168,7 @@ class LearnedLR(LRScheduler):
             "decisions": list(self.decisions),
             "measured": list(self._measured),
             "unreported": self._unreported,
+            "open": self._open,
             "losses": list(self._losses),
             "loss": self._loss,
             "val_loss": self._val_loss,
@@ -135,15 +179,20 @@ class LearnedLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned.
 
+        Where this scheduler was made with another number of total steps than the run had, the run
+        gets that length.
+
         Raises:
-            InputError: The state belongs to another policy or another length of run.
+            InputError: The state belongs to another policy, or the run is past the new end.
         """
         if state_dict["policy_sha256"] != self.policy.card["sha256"]:
             raise InputError(
                 f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
                 f"{state_dict['policy']!r}; resume with the policy the run was started with."
             )
+        total_steps, was_open = self.controller.plan.total_steps, self._open
         self.controller.load_state_dict(state_dict["controller"])
+        self._open = state_dict["open"]
         self.decisions = list(state_dict["decisions"])
         self._measured = list(state_dict["measured"])
         self._unreported = state_dict["unreported"]
@@ -154,31 +203,17 @@ class LearnedLR(LRScheduler):
         self._step_count = state_dict["step_count"]
         self.base_lrs = list(state_dict["base_lrs"])
         self.last_epoch = self.controller.step
+        if not was_open and (self._open or total_steps != self.controller.plan.total_steps):
+            self.set_total_steps(total_steps)
         self._apply()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy; its optimizer is a copy too, without our hooks."""
         vars(self).update(state)
-        self._install_hooks()
+        listen(self.optimizer, self)
 
-    def _install_hooks(self) -> None:
-        # The hooks must not keep a scheduler alive that its job has dropped.
-        this = weakref.ref(self)
-
-        def before(optimizer: Optimizer, *_: Any) -> None:
-            scheduler = this()
-            if scheduler is not None:
-                scheduler._before_update()
-
-        def after(optimizer: Optimizer, *_: Any) -> None:
-            scheduler = this()
-            if scheduler is not None:
-                scheduler._after_update()
-
-        self.optimizer.register_step_pre_hook(before)
-        self.optimizer.register_step_post_hook(after)
-
-    def _before_update(self) -> None:
+    def before_step(self, loss: Any = None) -> None:
+        """Measure the gradients; called within ``optimizer.step()``."""
         if self._unreported:  # two optimizer steps without a scheduler step between
             self._advance()
         new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
@@ -186,13 +221,14 @@ class LearnedLR(LRScheduler):
             group["initial_lr"] = float(group["lr"])
         if new_groups:
             self._apply()
+        self._own_loss = loss.detach() if isinstance(loss, Tensor) else None
         if self.controller.measuring:
             params = self._parameters()
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            dense = [g.to_dense() if g.is_sparse else g for g in grads]
-            self.controller.before_update(_as_runs(params), _as_runs(dense))
+            self.controller.before_update(_as_runs(params), _as_runs(grads))
 
-    def _after_update(self) -> None:
+    def after_step(self) -> None:
+        """Measure the update; called within ``optimizer.step()``."""
         if self.controller.measuring:
             self.controller.after_update(_as_runs(self._parameters()))
         self._unreported = True
@@ -207,7 +243,7 @@ class LearnedLR(LRScheduler):
             if not self._measured:
                 raise InputError(
                     "Expected gradients at the optimizer step, got none; call loss.backward() "
-                    "before optimizer.step(), which must not be given a closure."
+                    "before optimizer.step(), or in its closure."
                 )
         return [params[i] for i in self._measured]
 
@@ -225,21 +261,24 @@ class LearnedLR(LRScheduler):
             self._overrun = True
             return
         if controller.end_step(self._take_loss()):
-            val = None
-            if self._val_loss is not None:
-                val = torch.full_like(controller.lr, self._val_loss)
-                self._val_loss = None
-            controller.close(val)
+            if self._open and 2 * controller.step >= controller.plan.total_steps:
+                controller.replan(2 * controller.plan.total_steps)
+            controller.close(processes.mean_where_given(self._val_loss, controller.lr))
+            self._val_loss = None
             if controller.deciding:
-                self._log(controller.act(self.policy.act(controller)))
+                decision = controller.act(self.policy.act(controller))
+                processes.share(controller.lr)
+                self._log(decision)
             self._apply()
         self.last_epoch = controller.step
 
     def _take_loss(self) -> Tensor:
-        """Mean of the losses since the last step, or else the last one."""
+        """Mean of the losses since the last step, or else the closure's, or else the last one."""
         if self._losses:
             self._loss = torch.stack(self._losses).mean(0)
             self._losses = []
+        elif self._own_loss is not None:
+            self._loss = self._own_loss.reshape(1).to(self.controller.lr, copy=True)
         if self._loss is None:
             warnings.warn(
                 "Expected a training loss, got none: the policy decides without it, and worse. "
@@ -282,5 +321,6 @@ def _check_unit(optimizer: Optimizer) -> None:
 
 
 def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
-    """Views of tensors as those of one run, ``(1, ...)`` each."""
-    return [t.detach()[None] for t in tensors]
+    """Views of tensors, or of this process's shards, as those of one run, ``(1, ...)`` each."""
+    own = [processes.own_shard(t.detach()) for t in tensors]
+    return [(t.to_dense() if t.is_sparse else t)[None] for t in own]

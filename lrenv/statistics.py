@@ -9,7 +9,7 @@ Shape legend: r runs, l layers, s sampled coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -104,6 +104,8 @@ def lc_bound(theta: Tensor, grad: Tensor, strides: Tensor) -> Tensor:
     Returns:
         One value a layer, ``(...)``.
     """
+    if not theta.shape[-1]:  # a layer of which another process has all
+        return theta.sum(-1)
     product = theta * grad
     unit = product.abs().amax(-1, keepdim=True).clamp_min(_TINY)  # or the fourth power underflows
     fourth = product.div_(unit).square_().square_()
@@ -115,9 +117,13 @@ class StepMeter:
 
     Call :meth:`before` between backward and the optimizer step and :meth:`after` behind it. Keeps
     three samples of the parameters, of at most about ``MAX_SAMPLE`` coordinates a tensor each.
+
+    Args:
+        total: Sums over processes, where each of them has a shard of the parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._total = total
         self._sizes: list[int] = []
         self._layers: list[int] = []
         # Samples lie by layers, those of one width together, so that one operation serves them all.
@@ -153,7 +159,8 @@ class StepMeter:
             self._start = theta.clone()
         self._norms = self._layer_norms(grads)
         parts = zip(*map(self._by_width, (theta, grad, self._strides[None])), strict=True)
-        self._lc = self._in_order([lc_bound(t, g, w) for t, g, w in parts])
+        lc = self._in_order([lc_bound(t, g, w) for t, g, w in parts])
+        self._lc = self._total(lc.square()).sqrt() if self._total else lc
         self._theta, self._grad, self._step = theta, grad, step
         self._grad_norm = self._layer_squares(grad).sum(1).sqrt()
         self._cosines = self._measure_cosines()
@@ -184,7 +191,7 @@ class StepMeter:
 
     def state_dict(self) -> dict[str, object]:
         """Return the state as tensors and plain values."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "_total"}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take back what :meth:`state_dict` returned."""
@@ -193,7 +200,7 @@ class StepMeter:
     def _lay_out(self, params: Sequence[Tensor]) -> None:
         shapes = [p.shape[1:] for p in params]
         self._layers = group_layers(shapes)
-        counts = [max(1, shape.numel()) for shape in shapes]
+        counts = [shape.numel() for shape in shapes]
         rows = [shape[-1] if len(shape) > 1 else 1 for shape in shapes]
         most = max(1, min(MAX_SAMPLE, MAX_SAMPLES // len(shapes)))
         self._sizes = [_stride(n, row, most) for n, row in zip(counts, rows, strict=True)]
@@ -211,12 +218,13 @@ class StepMeter:
         self._in_place = places == list(range(len(places)))
         self._strides = torch.cat(
             [
-                params[0].new_full((taken[k],), counts[k] / taken[k], dtype=torch.float32)
+                params[0].new_full((taken[k],), counts[k] / max(1, taken[k]), dtype=torch.float32)
                 for k in self._order
             ]
         )
         # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
-        self._least_norm = _LEAST_RMS * math.sqrt(sum(counts))
+        size = self._sum(self._strides.sum())
+        self._least_norm = _LEAST_RMS * math.sqrt(float(size))
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
@@ -227,7 +235,7 @@ class StepMeter:
     def _by_width(self, sample: Tensor) -> list[Tensor]:
         """Views of a sample ``(r, s)``: the layers of each width, ``(r, layers, width)``."""
         parts = sample.split([n * count for n, count in self._blocks], 1)
-        return [p.unflatten(1, (-1, n)) for p, (n, _) in zip(parts, self._blocks, strict=True)]
+        return [p.unflatten(1, (k, n)) for p, (n, k) in zip(parts, self._blocks, strict=True)]
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Values of the layers of each width, ``(r, layers)``, as those of all layers in order."""
@@ -243,11 +251,19 @@ class StepMeter:
             norms = torch.stack([torch.linalg.vector_norm(r, dim=1, dtype=precise) for r in rows])
         squares = norms.float().square()
         layers = torch.segment_reduce(squares, "sum", lengths=self._counts, axis=0)
-        return layers.T.sqrt()
+        return self._sum(layers.T).sqrt()
 
     def _layer_squares(self, sample: Tensor) -> Tensor:
         weighted = sample.square() * self._strides
-        return self._in_order([part.sum(2) for part in self._by_width(weighted)])
+        return self._sum(self._in_order([part.sum(2) for part in self._by_width(weighted)]))
+
+    def _sum(self, sums: Tensor) -> Tensor:
+        """Sums over all shards of what was summed over this one."""
+        return self._total(sums.contiguous()) if self._total else sums
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Dot products of the rows of two samples, ``(r,)``."""
+        return self._sum(torch.linalg.vecdot(a, b))
 
     def _measure_cosines(self) -> tuple[Tensor, Tensor, Tensor]:
         grad, norm = self._grad, self._grad_norm
@@ -257,16 +273,10 @@ class StepMeter:
         _, last_grad, last_norm, update, update_norm = self._last
         descent = update * -self._strides
         return (
-            _dot(grad, descent) / (norm * update_norm + _TINY),
-            _dot(last_grad, descent) / (last_norm * update_norm + _TINY),
-            _dot(grad, last_grad * self._strides) / (norm * last_norm + _TINY),
+            self._dot(grad, descent) / (norm * update_norm + _TINY),
+            self._dot(last_grad, descent) / (last_norm * update_norm + _TINY),
+            self._dot(grad, last_grad * self._strides) / (norm * last_norm + _TINY),
         )
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of the rows of two samples, ``(r,)``."""
-    dot: Tensor = torch.linalg.vecdot(a, b)
-    return dot
 
 
 def _stride(count: int, row: int, most: int) -> int:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lrenv.action import CLASSIC_RANGE, PROBE_LR, START_RATIO
 from lrenv.controller import Controller, run_interval
+from lrenv.decisions import MAX_DECISIONS
 from lrenv.errors import InputError
-from lrenv.observation import OptimizerTraits
+from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.single import SingleTrainee
@@ -263,8 +264,65 @@ def test_state_saved_at_any_step_goes_on_with_the_same_lrs(scripted_run, tmp_pat
     assert torch.equal(resumed.observer.window.grad_norm, controller.observer.window.grad_norm)
 
 
-def test_the_state_of_another_length_is_refused():
-    traits = Losses(torch.ones(1, 1)).traits
+@pytest.mark.parametrize("preset", ["scale-free", "classic"])
+@pytest.mark.parametrize(("first", "at", "then"), [(100, 30, 400), (100, 99, 130), (400, 30, 60)])
+def test_a_run_gets_another_length(scripted_run, preset, first, at, then):
+    run = scripted_run(n_layers=2)
+    controller = Controller(first, run.traits, preset=preset)
+    whole = Controller(then, run.traits, preset=preset)
 
-    with pytest.raises(InputError, match="run of 200 optimizer steps, got one of 100; resume"):
-        Controller(200, traits).load_state_dict(Controller(100, traits).state_dict())
+    while not controller.done:
+        loss = run.backward()
+        for made in (controller, whole):
+            made.before_update(run.parameters(), run.gradients())
+        run.update(controller.lr)
+        for made in (controller, whole):
+            made.after_update(run.parameters())
+            if made.end_step(loss):
+                made.close()
+                if made.deciding:
+                    made.act(torch.tensor([0.05]))
+        if controller.step == at:
+            controller.replan(then)
+            assert controller.measuring == whole.measuring
+
+    assert controller.step == whole.step == then
+    ends = controller.plan.ends
+    assert ends == tuple(sorted(set(ends)))
+    assert [e for e in ends if e > at] == [e for e in whole.plan.ends if e > at]
+    if preset == "scale-free":
+        seen, expected = (torch.cat(c.observer.tokens)[-5:] for c in (controller, whole))
+        names = ("left", "log_left", "interval_share")
+        columns = [FEATURES.index(name) for name in names]
+        torch.testing.assert_close(seen[:, columns], expected[:, columns])
+        assert len(controller.observer.tokens) <= MAX_DECISIONS + 1
+
+
+def test_the_past_of_a_longer_run_is_thinned_to_what_it_would_have_been(scripted_run):
+    tokens = {}
+    for total in (200, 2000):
+        run = scripted_run()
+        controller = Controller(total, run.traits)
+        while controller.step < 150:
+            run_interval(run, controller)
+            controller.close()
+            if controller.deciding:
+                controller.act(torch.zeros(1))
+        if total == 200:
+            controller.replan(2000)
+        tokens[total] = torch.cat(controller.observer.tokens)
+
+    assert len(tokens[200]) == pytest.approx(len(tokens[2000]), abs=3)
+    left, share = FEATURES.index("left"), FEATURES.index("interval_share")
+    assert tokens[200][-1, left].item() == pytest.approx(1 - 2 * 0.075, abs=0.01)
+    shares = [tokens[total][-3:, share].mean().item() for total in (200, 2000)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.6)
+
+
+def test_a_run_cannot_end_in_its_past(scripted_run):
+    run = scripted_run()
+    controller = Controller(100, run.traits)
+    drive(run, controller, torch.zeros(100))
+
+    with pytest.raises(InputError, match="at least 101 optimizer steps, got 100"):
+        controller.replan(100)

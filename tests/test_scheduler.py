@@ -30,7 +30,7 @@ def make_policy(folder: Path, preset: str = "scale-free") -> FrozenPolicy:
     actor = Head(preset, len(FEATURES) if preset == "scale-free" else 6)
     with torch.no_grad():
         actor.head.weight.mul_(3.0)
-        actor.head.bias.fill_(0.1)
+        actor.head.bias.fill_(0.05)
     return load_policy(save_policy(folder, f"random-{preset}", actor, {"preset": preset}))
 
 
@@ -48,7 +48,7 @@ def small_job(lr: float = 1e-3) -> tuple[nn.Module, torch.optim.Optimizer]:
 Job = tuple[nn.Module, torch.optim.Optimizer, LearnedLR]
 
 
-def scheduled(policy: FrozenPolicy, total_steps: int = STEPS) -> Job:
+def scheduled(policy: FrozenPolicy, total_steps: int | None = STEPS) -> Job:
     model, optimizer = small_job()
     return model, optimizer, LearnedLR(optimizer, total_steps, policy)
 
@@ -215,11 +215,63 @@ def test_bad_unit(policy: FrozenPolicy) -> None:
         LearnedLR(optimizer, 10, policy)
 
 
-def test_resume_needs_the_same_policy_and_length(policy: FrozenPolicy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("new", [45, 100])
+def test_a_run_is_made_longer_or_shorter_by_itself_and_at_a_resume(
+    policy: FrozenPolicy, new: int
+) -> None:
+    changed, stopped = scheduled(policy), scheduled(policy)
+    same = train(*changed, range(30))
+    assert train(*stopped, range(30)) == same
+    changed[2].set_total_steps(new)
+    resumed = scheduled(policy, new)
+    for part, old in zip(resumed, stopped, strict=True):
+        part.load_state_dict(copy.deepcopy(old.state_dict()))
+
+    lrs = train(*changed, range(30, new))
+    assert train(*resumed, range(30, new)) == lrs
+    assert changed[2].controller.done
+    assert changed[2].decisions[-1]["step"] > new - 5
+    with pytest.raises(InputError, match=f"at least {new + 1} optimizer steps, got 30; pass"):
+        changed[2].set_total_steps(30)
+
+
+def test_a_run_without_an_end_goes_on_until_it_is_finished(policy: FrozenPolicy) -> None:
+    job = scheduled(policy, None)
+    train(*job, range(1300))
+    lefts = [d["features"]["left"] for d in job[2].decisions]
+    assert min(lefts) >= -0.01  # half of the run, scaled to [-1, 1]
+    assert job[2].controller.plan.total_steps == 4000
+
+    resumed = scheduled(policy, None)
+    for part, old in zip(resumed, job, strict=True):
+        part.load_state_dict(copy.deepcopy(old.state_dict()))
+    job[2].finish(100)
+    lrs = train(*job, range(1300, 1400))
+    assert job[2].controller.done
+    assert job[2].decisions[-1]["features"]["left"] < -0.9
+
+    resumed[2].finish(100)
+    assert train(*resumed, range(1300, 1400)) == lrs
+
+
+def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
+    lrs = []
+    for apart in (False, True):
+        model, optimizer, scheduler = scheduled(policy)
+        for step in range(STEPS):
+            optimizer_steps(model, optimizer)
+            if apart:
+                scheduler.report(1.0 / (step + 1), 2.0)
+                scheduler.step()
+            else:
+                scheduler.step(1.0 / (step + 1), 2.0)
+        lrs.append([d["lr"] for d in scheduler.decisions])
+    assert lrs[0] == lrs[1]
+
+
+def test_resume_needs_the_same_policy(policy: FrozenPolicy, tmp_path: Path) -> None:
     _, optimizer = small_job()
     state = LearnedLR(optimizer, STEPS, policy).state_dict()
-    with pytest.raises(InputError, match="Expected the state of a run of 50"):
-        LearnedLR(optimizer, 50, policy).load_state_dict(state)
     other = make_policy(tmp_path, "classic")
     with pytest.raises(InputError, match="Expected the state of a run under the policy"):
         LearnedLR(optimizer, STEPS, other).load_state_dict(state)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
+from lrenv.probe import LossProbe
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
@@ -52,28 +53,35 @@ class PolicyPart:
     Attributes:
         policy: The policy.
         hints: LRs that its optimizers are made with.
+        probed: Give it probes of the loss of the coming batch.
     """
 
     policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
+    probed: bool = False
 
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
-        return ["policy", self.policy.name, self.policy.card["sha256"], self.hints]
+        own = [self.policy.card["sha256"], self.hints]
+        return ["policy", self.policy.name, *own, *(["probed"] if self.probed else [])]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         records, mean_lr = [], 0.0
+        called = f"{self.policy.name}, probed" if self.probed else self.policy.name
         for hint in self.hints:
             trainee = build_trainee(task)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = hint
             began = time.perf_counter()
-            scheduler = LearnedLR(trainee.optimizer, task.spec.total_steps, self.policy)
+            probe = LossProbe(trainee.model, trainee.next_loss) if self.probed else None
+            scheduler = LearnedLR(
+                trainee.optimizer, task.spec.total_steps, self.policy, probe=probe
+            )
             setup = time.perf_counter() - began
             run = _train(trainee, scheduler.step)
-            labels = (name, f"learned: {self.policy.name}", f"hint {hint:g}", task.seed)
+            labels = (name, f"learned: {called}", f"hint {hint:g}", task.seed)
             seconds = setup + run.seconds
             finals = _finals(trainee)
             records.append(
@@ -81,7 +89,7 @@ class PolicyPart:
             )
             # Hints make no difference to a policy that ignores them: one constant a policy.
             mean_lr = float(run.history[1].mean())
-        label = f"{MATCHED}: {self.policy.name}"
+        label = f"{MATCHED}: {called}"
         return records + _run_schedules(task, name, [(label, "constant", mean_lr)], search)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrenv.adaptive.hooks import listen, set_lr
 from lrenv.errors import InputError
+from lrenv.hooks import listen, set_lr
 
 _EMA = 0.9
 _GRADIENT_SHARE, _ACTIVATION_SHARE = 0.98, 0.02
@@ -67,7 +67,7 @@ class ALRScheduler(LRScheduler):
         for hook in self._hooks:
             hook.remove()
 
-    def before_step(self) -> None:
+    def before_step(self, loss: Any = None) -> None:
         """Read the norms, and set the LRs of the step."""
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"]]
         norms = [torch.linalg.vector_norm(grad) for grad in grads if grad is not None]

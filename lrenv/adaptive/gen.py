@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrenv.adaptive.hooks import listen, set_lr
 from lrenv.errors import InputError
+from lrenv.hooks import listen, set_lr
 from lrenv.probe import undisturbed
 
 KEEP = 0.9
@@ -90,7 +90,7 @@ class HiDLR(LRScheduler):
         """Return the LR of each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def before_step(self) -> None:
+    def before_step(self, loss: Any = None) -> None:
         """Keep the parameters where an estimate is due."""
         if self._taken % self.interval == 0:
             self._before = [[p.detach().clone() for p in params] for params in self._params()]

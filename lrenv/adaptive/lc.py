@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrenv.adaptive.hooks import listen, set_lr, split_groups
 from lrenv.errors import InputError
+from lrenv.hooks import listen, set_lr, split_groups
 from lrenv.statistics import lc_nuclear
 
 MULTIPLIERS = (5.0, 3.0, 1.0, 0.6, 0.2)
@@ -76,7 +76,7 @@ class LCSensitivityLR(LRScheduler):
         """Return the LRs as they are: LC works within the optimizer's steps."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def before_step(self) -> None:
+    def before_step(self, loss: Any = None) -> None:
         """Measure where it is due, and multiply the LRs."""
         params = [group["params"][0] for group in self.optimizer.param_groups]
         due = self._taken % self.interval == 0

@@ -1,4 +1,4 @@
-"""What the adaptive methods share: hooks on an optimizer, and LRs set in place."""
+"""What schedulers that act within optimizer steps share: hooks, and LRs set in place."""
 
 from __future__ import annotations
 
@@ -12,20 +12,41 @@ from torch.optim import Optimizer
 class StepListener(Protocol):
     """Wants to know of optimizer steps."""
 
-    def before_step(self) -> None:
-        """Called when gradients are there and parameters not yet changed."""
+    def before_step(self, loss: Any = None) -> None:
+        """Called when gradients are there and parameters not yet changed.
+
+        Args:
+            loss: What the closure returned, where the optimizer was given one.
+        """
 
     def after_step(self) -> None:
         """Called behind the update."""
 
 
 def listen(optimizer: Optimizer, listener: StepListener) -> None:
-    """Tell a listener of every optimizer step, without keeping it alive."""
+    """Tell a listener of every optimizer step, without keeping it alive.
+
+    A closure makes its gradients within the step, so the listener is told behind its first call.
+    """
     this = weakref.ref(listener)
 
-    def before(*_: Any) -> None:
-        if (alive := this()) is not None:
-            alive.before_step()
+    def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (alive := this()) is None:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            return alive.before_step()
+        told = False
+
+        def measured() -> Any:
+            nonlocal told
+            loss = closure()
+            if not told:
+                told = True
+                alive.before_step(loss)
+            return loss
+
+        return args[:1], {**kwargs, "closure": measured}
 
     def after(*_: Any) -> None:
         if (alive := this()) is not None:

@@ -1,0 +1,107 @@
+"""``LearnedLR`` in the Hugging Face Trainer, and those built on it, such as trl's SFTTrainer.
+
+```python
+trainer = Trainer(model=model, args=args, train_dataset=data)
+use_learned_lr(trainer)
+trainer.train()
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from lrenv.errors import InputError
+from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
+from lrenv.scheduler import LearnedLR
+
+
+def use_learned_lr(trainer: Trainer, policy: str | Path | FrozenPolicy = DEFAULT_POLICY) -> None:
+    """Let a frozen policy set a trainer's learning rate; call it ahead of ``trainer.train()``.
+
+    The trainer makes its scheduler anew for every training, as it always does, but a
+    :class:`LearnedLR` of the length of that training; one that was given to it in ``optimizers=``
+    stays. The scheduler is told the loss of every optimizer step, over all accumulated batches, and
+    the loss of every evaluation. Checkpoints hold its state, and ``learning_rate`` is logged as
+    ever; ``learning_rate``, ``lr_scheduler_type`` and ``warmup_steps`` of the arguments count for
+    nothing.
+
+    Args:
+        trainer: The trainer.
+        policy: Name of a shipped policy, path of a policy file, or a loaded policy.
+
+    Raises:
+        InputError: The trainer has another scheduler already.
+        PolicyFileError: The policy cannot be loaded.
+    """
+    host: Any = trainer  # whose methods are replaced, which types forbid
+    given = host.lr_scheduler
+    if given is not None and not isinstance(given, LearnedLR):
+        raise InputError(
+            f"Expected no scheduler in the trainer, or a LearnedLR, got {type(given).__name__}; "
+            "leave it out of optimizers=."
+        )
+    loaded = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
+
+    def create_scheduler(
+        num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LearnedLR:
+        if host.lr_scheduler is None:
+            optimizer = host.optimizer if optimizer is None else optimizer
+            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded)
+            host._created_lr_scheduler = True
+        scheduler: LearnedLR = host.lr_scheduler
+        return scheduler
+
+    host.create_scheduler = create_scheduler
+    host.add_callback(_Reporter(host))
+
+
+class _Reporter(TrainerCallback):
+    """Tells the scheduler the losses of a trainer.
+
+    Callbacks are not told the loss of a step, so it is taken from what ``training_step`` returns:
+    the shares of the accumulated batches, whose sum is the loss of the optimizer step.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._shares: list[torch.Tensor] = []
+        take_step = trainer.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            loss: torch.Tensor = take_step(*args, **kwargs)
+            self._shares.append(loss.detach())
+            return loss
+
+        trainer.training_step = training_step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what a training that was broken off has left."""
+        self._shares = []
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the loss of the step just taken; the trainer steps the scheduler next."""
+        kwargs["lr_scheduler"].report(torch.stack(self._shares).sum())
+        self._shares = []
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the loss of an evaluation."""
+        scheduler, metrics = kwargs.get("lr_scheduler"), kwargs["metrics"]
+        if scheduler is not None and "eval_loss" in metrics:
+            scheduler.report(val_loss=metrics["eval_loss"])

@@ -1,0 +1,376 @@
+"""``LearnedLR`` within the loops of other libraries."""
+
+from __future__ import annotations
+
+import copy
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import trl
+from accelerate import Accelerator
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from lrenv import InputError, LearnedLR
+from lrenv.huggingface import use_learned_lr
+
+STEPS = 24
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=16, num_hidden_layers=1, **shape))
+
+
+def sequences() -> Dataset:
+    rows = [[(i * 3 + k) % 16 for k in range(4 + i % 3)] for i in range(64)]
+    return Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
+
+
+def pad(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    longest = max(len(row["input_ids"]) for row in rows)
+    full = {"input_ids": 0, "labels": -100}
+    return {
+        name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])
+        for name, fill in full.items()
+    }
+
+
+def hf_trainer(folder: Path, **changes: Any) -> Trainer:
+    settings = {
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **changes,
+    }
+    args = TrainingArguments(str(folder), **settings)
+    return Trainer(tiny_llama(), args, pad, sequences(), eval_dataset=sequences())
+
+
+def weights(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def test_the_trainer_reports_the_losses_it_logs(tmp_path: Path) -> None:
+    trainer = hf_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    use_learned_lr(trainer)
+    trainer.train()
+
+    scheduler = trainer.lr_scheduler
+    assert isinstance(scheduler, LearnedLR)
+    assert scheduler.controller.done
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    window = scheduler.controller.observer.window
+    assert window.loss[0].tolist() == pytest.approx([row["loss"] for row in logged], abs=1e-4)
+    assert window.lr[0].tolist() == pytest.approx([row["learning_rate"] for row in logged])
+    evaluated = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    seen = list(dict.fromkeys(window.val_loss[0][~window.val_loss[0].isnan()].tolist()))
+    assert seen == pytest.approx(evaluated[: len(seen)], rel=1e-4)
+    assert len(seen) == 7  # the last one comes behind the last decision
+
+
+def test_a_training_resumes_exactly(tmp_path: Path) -> None:
+    runs = []
+    for resumed in (False, True):
+        trainer = hf_trainer(tmp_path, save_strategy="steps", save_steps=10)
+        use_learned_lr(trainer)
+        checkpoint = str(tmp_path / "checkpoint-10") if resumed else None
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs.append((weights(trainer.model), trainer.lr_scheduler.decisions))
+
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
+def test_a_scheduler_may_be_given_to_the_trainer(tmp_path: Path) -> None:
+    made, given = hf_trainer(tmp_path), hf_trainer(tmp_path)
+    given.lr_scheduler = LearnedLR(given.create_optimizer(), STEPS)
+    for trainer in (made, given):
+        use_learned_lr(trainer)
+        trainer.train()
+
+    assert given.lr_scheduler.controller.done
+    seen, expected = ([d["lr"] for d in t.lr_scheduler.decisions] for t in (given, made))
+    assert seen == pytest.approx(expected, rel=1e-3)
+
+
+def test_another_scheduler_is_refused(tmp_path: Path) -> None:
+    trainer = hf_trainer(tmp_path)
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer)
+    with pytest.raises(InputError, match=r"no scheduler in the trainer.* got ConstantLR; leave"):
+        use_learned_lr(trainer)
+
+
+def test_sft_trainer_is_scheduled(tmp_path: Path) -> None:
+    args = trl.SFTConfig(
+        str(tmp_path),
+        max_steps=STEPS,
+        logging_steps=1,
+        per_device_train_batch_size=4,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    words = Tokenizer(models.WordLevel({str(k): k for k in range(16)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="1")
+    data = sequences().remove_columns("labels")
+    trainer = trl.SFTTrainer(tiny_llama(), args, train_dataset=data, processing_class=tokenizer)
+    use_learned_lr(trainer)
+    trainer.train()
+
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    window = trainer.lr_scheduler.controller.observer.window
+    assert window.loss[0].tolist() == pytest.approx(logged, abs=1e-4)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(4, 2)
+        self.seen: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.seen.append(loss.item())
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        self.scheduler = LearnedLR(optimizer, steps)
+        how = {"scheduler": self.scheduler, "interval": "step", **self.monitored}
+        return {"optimizer": optimizer, "lr_scheduler": how}
+
+    monitored: dict[str, Any] = {}  # noqa: RUF012
+
+
+def points() -> TensorDataset:
+    torch.manual_seed(1)
+    x = torch.randn(96, 4)
+    return TensorDataset(x, (x.sum(1) > 0).long())
+
+
+def fit(module: Module, folder: Path, epochs: int = 2, **kwargs: Any) -> lightning.Trainer:
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **{"enable_checkpointing": False, **kwargs},
+    )
+    trainer.fit(module, DataLoader(points(), batch_size=8))
+    return trainer
+
+
+@pytest.mark.parametrize("monitored", [{}, {"reduce_on_plateau": True, "monitor": "train_loss"}])
+def test_lightning_reports_losses_by_closure_or_monitor(
+    tmp_path: Path, monitored: dict[str, Any]
+) -> None:
+    module = Module()
+    module.monitored = monitored
+    fit(module, tmp_path)
+
+    scheduler = module.scheduler
+    assert scheduler.controller.done
+    window = scheduler.controller.observer.window
+    assert window.loss[0].tolist() == pytest.approx(module.seen)
+    assert len(set(window.lr[0].tolist())) > 5
+
+
+def test_lightning_accumulates_and_resumes_exactly(tmp_path: Path) -> None:
+    saver = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1)
+    whole = Module()
+    fit(whole, tmp_path, accumulate_grad_batches=2, callbacks=[saver], enable_checkpointing=True)
+    assert whole.scheduler.controller.step == 12
+
+    resumed = Module()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+    )
+    first = next(tmp_path.glob("epoch=0*.ckpt"))
+    trainer.fit(resumed, DataLoader(points(), batch_size=8), ckpt_path=first)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.scheduler.decisions == whole.scheduler.decisions
+
+
+def test_accelerate_counts_optimizer_steps(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    torch.manual_seed(0)
+    net, loader = nn.Linear(4, 2), DataLoader(points(), batch_size=8)
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    net, optimizer, loader = accelerator.prepare(net, sgd, loader)
+    scheduler = LearnedLR(optimizer, 8)
+    prepared = accelerator.prepare_scheduler(scheduler)
+    losses: list[list[float]] = [[]]
+    for _ in range(2):
+        for x, y in loader:
+            with accelerator.accumulate(net):
+                loss = nn.functional.cross_entropy(net(x), y)
+                accelerator.backward(loss)
+                losses[-1].append(loss.item())
+                optimizer.step()
+                prepared.step(loss)
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                losses.append([])
+
+    assert scheduler.controller.step == 8
+    assert scheduler.controller.done
+    # A prepared scheduler is not told of the batches between optimizer steps.
+    window = scheduler.controller.observer.window.loss[0].tolist()
+    assert window == pytest.approx([batch[-1] for batch in losses[:-1]])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, fused=fused)
+    scheduler = LearnedLR(optimizer, 60)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    data = points()
+    for step in range(60):
+        x, y = data[step * 8 % 96 : step * 8 % 96 + 8]
+        loss = nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if step in (0, 1, 30):
+            net.weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step(loss)
+
+    seen = torch.tensor([list(d["features"].values()) for d in scheduler.decisions])
+    assert seen.isfinite().all()
+    assert all(0 < d["lr"] < 1e3 for d in scheduler.decisions)
+    assert scheduler.controller.step == (60 if fused else 57)
+    assert weights(net).isfinite().all()
+
+
+def test_a_tensor_lr_does_not_compile_the_step_anew() -> None:
+    def frames(scheduled: bool) -> list[int]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        optimizer = torch.optim.Adam(net.parameters(), torch.tensor(0.1))
+        scheduler = LearnedLR(optimizer, 40)
+        counter, counts = CompileCounter(), []
+        # Hooks run outside what is compiled.
+        update = torch.compile(lambda: optimizer.step.__wrapped__(optimizer), backend=counter)
+        for _ in range(40):
+            loss = nn.functional.cross_entropy(net(points().tensors[0]), points().tensors[1])
+            optimizer.zero_grad()
+            loss.backward()
+            scheduler.before_step()
+            update()
+            scheduler.after_step()
+            if scheduled:
+                scheduler.step(loss)
+            counts.append(counter.frame_count)
+        return counts
+
+    assert frames(True) == frames(False)
+
+
+SHARDED = """
+import sys, torch
+from torch import distributed as dist, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import fully_shard
+from lrenv import LearnedLR
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+torch.manual_seed(1)
+x = torch.randn(40, 8, 5)
+y = (x.sum(2) > 0).long()
+kind = sys.argv[1]
+if kind == "fsdp":
+    mesh = dist.init_device_mesh("cpu", (world,))
+    fully_shard(net, mesh=mesh)
+else:
+    net = DistributedDataParallel(net)
+optimizer = torch.optim.AdamW(net.parameters())
+scheduler = LearnedLR(optimizer, 40)
+for step in range(40):
+    part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    loss = nn.functional.cross_entropy(net(x[step, part]), y[step, part])
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    val = 1.0 / (step + 1) if rank == 0 and step % 3 == 0 else None
+    scheduler.step(loss, val)
+torch.save([(d["lr"], list(d["features"].values())) for d in scheduler.decisions],
+           f"{sys.argv[2]}/{kind}-{world}-{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def launch(kind: str, world: int, folder: Path) -> list[list[tuple[float, list[float]]]]:
+    script = folder / "job.py"
+    script.write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={world}", str(script), kind, str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{kind}-{world}-{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_all_processes_have_the_lr_of_one_with_the_whole_batch(tmp_path: Path, kind: str) -> None:
+    (alone,) = launch("ddp", 1, tmp_path)
+    first, second = launch(kind, 2, tmp_path)
+
+    assert [lr for lr, _ in first] == [lr for lr, _ in second]
+    features, expected = (torch.tensor([row for _, row in run]) for run in (first, alone))
+    torch.testing.assert_close(features, expected, rtol=0, atol=2e-2)
+    assert [lr for lr, _ in first] == pytest.approx([lr for lr, _ in alone], rel=0.02)
+
+
+def test_a_training_script_of_timm_may_step_its_own_way() -> None:
+    """Its optimizer factory gives groups an ``lr_scale``, which stays."""
+    globals_ = runpy.run_path(str(Path(__file__).parent.parent / "examples/timm_loop.py"))
+    scheduler, optimizer = globals_["scheduler"], globals_["optimizer"]
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    lrs = scheduler.get_last_lr()
+    units = [lr / scale for lr, scale in zip(lrs, scales, strict=True)]
+    assert units == pytest.approx([units[0]] * len(units))
+    assert len(set(scales)) > 3
+    assert copy.deepcopy(scheduler).get_last_lr() == lrs
