@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,7 @@ class LearnedLR(LRScheduler):
         self._loss: Tensor | None = None
         self._val_loss: float | None = None
         self._own_loss: Tensor | None = None
+        self._last_given = _recogniser(None)
         super().__init__(optimizer)
         listen(self.optimizer, self)
 
@@ -116,7 +119,10 @@ class LearnedLR(LRScheduler):
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
-        self.report(metrics, val_loss)
+        # accelerate calls this once a process, with one and the same loss
+        again = self._last_given(metrics) and not self._unreported
+        self._last_given = _recogniser(metrics)
+        self.report(None if again else metrics, val_loss)
         if self._unreported:
             self._advance()
         elif self._step_count == 1:
@@ -324,3 +330,11 @@ def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
     """Views of tensors, or of this process's shards, as those of one run, ``(1, ...)`` each."""
     own = [processes.own_shard(t.detach()) for t in tensors]
     return [(t.to_dense() if t.is_sparse else t)[None] for t in own]
+
+
+def _recogniser(loss: Tensor | float | None) -> Callable[[Tensor | float | None], bool]:
+    """Whether a loss is this very tensor, not written to since; does not keep it alive."""
+    if not isinstance(loss, Tensor):
+        return lambda _: False
+    this, version = weakref.ref(loss), loss._version
+    return lambda other: other is this() and isinstance(other, Tensor) and other._version == version
