@@ -35,11 +35,19 @@ _PLAIN_STATE = (
     "lr",
     "_start_lr",
     "_found",
-    "_unfit",
+    "unfit",
+    "calm",
+    "_exploded",
+    "_first_loss",
     "_index",
     "_losses",
     "_probed",
 )
+
+EXPLODED = 3.0
+"""A run has exploded when each of its last 8 losses is that many times the mean of its first 8."""
+
+_JUDGED = 8
 
 
 class Run(Protocol):
@@ -67,12 +75,14 @@ class Decision:
         action: The policy's action before clipping, ``(r,)``.
         lr: The learning rate that follows, ``(r,)``.
         guarded: Runs whose action the guard replaced, ``(r,)``.
+        exploded: Those of them whose loss was finite, but too large, ``(r,)``.
     """
 
     step: int
     action: Tensor
     lr: Tensor
     guarded: Tensor
+    exploded: Tensor
 
 
 class Controller:
@@ -121,7 +131,11 @@ class Controller:
         self.lr = torch.full((n_runs,), first, device=device)
         self._start_lr: Tensor | None = None
         self._found = torch.zeros(n_runs, dtype=torch.bool, device=device)
-        self._unfit = torch.zeros(n_runs, dtype=torch.bool, device=device)
+        self.unfit = self._exploded = torch.zeros_like(self._found)
+        """Runs whose losses in the last interval were not finite, or exploded, ``(r,)``."""
+        self.calm = ~self.unfit
+        """Runs without any loss like that of late, ``(r,)``."""
+        self._first_loss: Tensor | None = None
         self._index = 0
         self._meter, self._average = StepMeter(total), average
         self._losses: list[Tensor] = []
@@ -181,7 +195,6 @@ class Controller:
         interval = Interval(
             start, self.plan.total_steps, losses, self.lr, self._stats, val_loss, probed
         )
-        self._unfit = ~losses.isfinite().all(1)
         self._losses, self._stats, self._probed = [], [], None
         self._index += 1
         leading = self._index <= self.plan.lead
@@ -193,23 +206,38 @@ class Controller:
         if self._index == self.plan.lead:
             self._start_lr = self.lr
         self.observer.update(interval, self._start_lr)
+        self._inspect(losses)
         self.deciding = not self.done and self._index >= self.plan.lead
 
     def act(self, action: Tensor) -> Decision:
         """Set the learning rates of the coming interval by the actions ``(r,)``.
 
-        A run with a non-finite loss in its last interval gets the largest cut instead.
+        A run with a non-finite or exploded loss in its last interval gets the largest cut instead.
         """
         assert self._start_lr is not None
         action = action.to(self.lr)
         if self.preset == "classic":
             cut = (self.lr / 10).clamp_min(CLASSIC_RANGE[0])
-            self.lr = torch.where(self._unfit, cut, classic_lr(action))
+            self.lr = torch.where(self.unfit, cut, classic_lr(action))
         else:
-            guarded = torch.where(self._unfit, -torch.ones_like(action), action)
+            guarded = torch.where(self.unfit, -torch.ones_like(action), action)
             self.lr = relative_lr(self.lr, guarded, self._start_lr)
         self.deciding = False
-        return Decision(self.step, action, self.lr, self._unfit)
+        return Decision(self.step, action, self.lr, self.unfit, self._exploded)
+
+    def _inspect(self, losses: Tensor) -> None:
+        """Find the runs for the guard behind an interval with losses ``(r, n)``."""
+        seen = self.observer.window.loss
+        if self._first_loss is None and seen.shape[1] >= _JUDGED:
+            self._first_loss = seen[:, :_JUDGED].mean(1)
+        finite = losses.isfinite().all(1)
+        self.calm = finite
+        if self._first_loss is not None:
+            high = seen[:, -_JUDGED:] > EXPLODED * self._first_loss[:, None]
+            high &= self._first_loss[:, None] > 0
+            self._exploded = finite & high.all(1)
+            self.calm = finite & ~high.any(1)
+        self.unfit = ~finite | self._exploded
 
     def replan(self, total_steps: int) -> None:
         """Change the length of the run between two steps.

@@ -5,6 +5,7 @@ Shape legend: r runs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 FACTORS = (1.0, 4.0, 16.0, 64.0)
 """Multiples of the last update at which the loss is taken, beside none of it."""
 
-Probe = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+Probe = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor | None]
 """From parameters θ and their last update Δ, ``(r, ...)`` each, to the losses of a batch at
-θ + k·Δ for k of 0 and ``FACTORS``, ``(r, 1 + len(FACTORS))``; leaves the parameters as they are."""
+θ + k·Δ for k of 0 and ``FACTORS``, ``(r, 1 + len(FACTORS))``, or None if there are none this time;
+leaves the parameters as they are."""
 
 
 class LossProbe:
@@ -67,3 +69,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
         for buffer, value in buffers:
             buffer.copy_(value)
+
+
+def tolerant(probe: Probe) -> Probe:
+    """A probe that a failing loss function makes give up, with a warning, instead of the job."""
+    works = True
+
+    def guarded(params: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor | None:
+        nonlocal works
+        try:
+            return probe(params, updates) if works else None
+        except Exception as error:
+            works = False
+            warnings.warn(
+                f"Expected a loss from the probe, got {type(error).__name__}: {error}; the policy "
+                "goes on without probes.",
+                stacklevel=2,
+            )
+            return None
+
+    return guarded

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,7 +21,8 @@ from lrenv.errors import InputError
 from lrenv.hooks import listen
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
-from lrenv.probe import LossProbe
+from lrenv.probe import LossProbe, tolerant
+from lrenv.rollback import Snapshot
 
 _UNKNOWN_LOSS = 1.0
 _HORIZON = 1000  # of a run without an end, doubled whenever half of it is over
@@ -49,10 +50,14 @@ class LearnedLR(LRScheduler):
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
         probe: Where given, the policy sees the loss along the last update too, at a cost of five
             forward passes a decision and, at these steps, two copies of the parameters.
+        rollback: The model, where a run whose loss is not finite or explodes may be taken back to
+            its last good weights. Costs copies of the trained parameters, the buffers and the
+            optimizer's state.
         last_epoch: −1, as hosts pass it to torch's schedulers; any other is refused.
 
     Attributes:
-        decisions: The decision log: step, LR, action, guard and the features they rest on.
+        decisions: The decision log: step, LR, action, the features they rest on, and what the guard
+            did: ``guard`` is why it cut the LR, None if it did not.
 
     Raises:
         InputError: ``total_steps`` or the optimizer's LRs cannot be used.
@@ -65,6 +70,7 @@ class LearnedLR(LRScheduler):
         total_steps: int | None,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
         probe: LossProbe | None = None,
+        rollback: nn.Module | None = None,
         last_epoch: int = -1,
     ) -> None:
         if last_epoch != -1:
@@ -83,7 +89,7 @@ class LearnedLR(LRScheduler):
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
-            probe=probe,
+            probe=probe and tolerant(probe),
             average=processes.mean,
             total=processes.total_of(params),
         )
@@ -96,6 +102,8 @@ class LearnedLR(LRScheduler):
         self._val_loss: float | None = None
         self._own_loss: Tensor | None = None
         self._last_given = _recogniser(None)
+        self._rollback = rollback
+        self._snapshot: Snapshot | None = None
         super().__init__(optimizer)
         listen(self.optimizer, self)
 
@@ -274,7 +282,7 @@ class LearnedLR(LRScheduler):
             if controller.deciding:
                 decision = controller.act(self.policy.act(controller))
                 processes.share(controller.lr)
-                self._log(decision)
+                self._log(decision, self._roll_back())
             self._apply()
         self.last_epoch = controller.step
 
@@ -294,12 +302,26 @@ class LearnedLR(LRScheduler):
             self._loss = torch.full_like(self.controller.lr, _UNKNOWN_LOSS)
         return self._loss
 
-    def _log(self, decision: Decision) -> None:
+    def _roll_back(self) -> bool:
+        """Keep good weights, or come back to them; returns whether it came back."""
+        if self._rollback is None:
+            return False
+        if bool(self.controller.calm):
+            self._snapshot = Snapshot(self._rollback, self.optimizer)
+        if self._snapshot is None or not bool(self.controller.unfit):
+            return False
+        self._snapshot.restore(self.optimizer)
+        return True
+
+    def _log(self, decision: Decision, rolled_back: bool) -> None:
+        exploded, guarded = bool(decision.exploded), bool(decision.guarded)
+        bad = "the loss exploded" if exploded else "the loss was not finite"
         entry: dict[str, Any] = {
             "step": decision.step,
             "lr": float(decision.lr),
             "action": float(decision.action),
-            "guarded": bool(decision.guarded),
+            "guard": bad if guarded else None,
+            "rolled_back": rolled_back,
         }
         observer = self.controller.observer
         if isinstance(observer, ScaleFreeObserver):

@@ -8,8 +8,8 @@ from lrenv.training.run_report import write_run_report
 
 def test_the_page_holds_curves_tables_and_the_library(tmp_path):
     decisions = [
-        {"step": 3, "lr": 0.01, "guarded": False},
-        {"step": 9, "lr": 0.002, "guarded": True},
+        {"step": 3, "lr": 0.01, "guard": None},
+        {"step": 9, "lr": 0.002, "guard": "the loss exploded"},
     ]
     curves = {"train": {0: 2.5, 1: 1.25}, "validation": {1: 1.75}}
     tables = ({"val_loss": 0.123456}, {"data": "<my>.jsonl", "targets": ("a", "b")})

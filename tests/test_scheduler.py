@@ -176,7 +176,7 @@ def test_non_finite_loss_cuts_the_lr(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     scheduler = LearnedLR(optimizer, STEPS, policy)
     train(model, optimizer, scheduler, range(10))
-    while not scheduler.decisions[-1]["guarded"]:
+    while not scheduler.decisions[-1]["guard"]:
         model(torch.randn(4, 6)).square().mean().backward()
         optimizer.step()
         scheduler.step(float("nan"))

@@ -78,7 +78,7 @@ def _losses(losses: Mapping[str, Mapping[int, float]]) -> str:
 def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
     from plotly import graph_objects as go
 
-    marks = ["x" if entry["guarded"] else "circle" for entry in decisions]
+    marks = ["x" if entry["guard"] else "circle" for entry in decisions]
     line = go.Scatter(
         x=[entry["step"] for entry in decisions],
         y=[entry["lr"] for entry in decisions],

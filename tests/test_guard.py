@@ -1,0 +1,158 @@
+"""Bad losses, gradients and functions: the LR stays sane, and the job goes on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lrenv import LearnedLR, load_policy
+from lrenv.action import LOG_RANGE
+from lrenv.probe import LossProbe
+
+POLICY = load_policy()
+MODES = st.sampled_from(["fine", "skipped", "no loss", "no gradients", "twice", "replaced"])
+VALUES = st.one_of(
+    st.floats(width=32),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1e38, 1e-38, 1.0]),
+)
+EVENTS = st.lists(
+    st.tuples(MODES, VALUES, VALUES, st.one_of(st.none(), VALUES)), min_size=1, max_size=30
+)
+
+
+def job(**kwargs) -> tuple[nn.Module, torch.optim.Optimizer, LearnedLR]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    if kwargs.pop("rollback", False):
+        kwargs["rollback"] = model
+    return model, optimizer, LearnedLR(optimizer, 40, POLICY, **kwargs)
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, gradient: float = 1.0) -> None:
+    for param in model.parameters():
+        param.grad = torch.full_like(param, gradient)
+    optimizer.step()
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(events=EVENTS, rollback=st.booleans())
+def test_no_sequence_of_faults_breaks_a_job(events, rollback) -> None:
+    suffer(events, rollback)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+@given(events=EVENTS, rollback=st.booleans())
+def test_none_of_a_thousand_sequences_of_faults_breaks_a_job(events, rollback) -> None:
+    suffer(events, rollback)
+
+
+def suffer(events: list[tuple[str, float, float, float | None]], rollback: bool) -> None:
+    """Train under faults, and check that the LR stays finite, positive and within bounds."""
+    model, optimizer, scheduler = job(rollback=rollback)
+    lrs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for mode, loss, gradient, val_loss in itertools.islice(itertools.cycle(events), 45):
+            if mode == "no gradients":
+                for param in model.parameters():
+                    param.grad = None
+                if scheduler._measured:  # refused at the first step, as nothing could be measured
+                    optimizer.step()
+            elif mode != "skipped":
+                for _ in range(2 if mode == "twice" else 1):
+                    take_step(model, optimizer, gradient)
+            if mode == "replaced":
+                with torch.no_grad():
+                    next(model.parameters()).fill_(loss)
+            scheduler.step(None if mode == "no loss" else loss, val_loss)
+            lrs += scheduler.get_last_lr()
+
+    start = scheduler.controller._start_lr
+    assert all(math.isfinite(lr) and lr > 0 for lr in lrs)
+    if start is not None:
+        assert max(lrs[-1:]) <= float(start) * math.exp(LOG_RANGE[1]) * (1 + 1e-5)
+    assert all(math.isfinite(v) for d in scheduler.decisions for v in d["features"].values())
+    torch.save(scheduler.state_dict(), "/dev/null")
+
+
+def test_an_exploding_loss_cuts_the_lr() -> None:
+    model, optimizer, scheduler = job()
+    for step in range(40):
+        take_step(model, optimizer)
+        scheduler.step(1.0 if step < 20 else 3.5)
+
+    guards = {d["step"]: d["guard"] for d in scheduler.decisions}
+    assert {step for step, guard in guards.items() if guard} == {
+        step for step in guards if step >= 28
+    }
+    assert set(guards.values()) == {None, "the loss exploded"}
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_noise_is_no_explosion(sign: float) -> None:
+    model, optimizer, scheduler = job()
+    for step in range(40):
+        take_step(model, optimizer)
+        scheduler.step(sign * (0.2 if step % 5 == 0 else 9.0 if step > 10 else 1.0))
+
+    assert not any(d["guard"] for d in scheduler.decisions)
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(math.nan, "not finite"), (50.0, "exploded")])
+def test_a_run_comes_back_to_its_last_good_weights(bad: float, reason: str) -> None:
+    model, optimizer, scheduler = job(rollback=True)
+    x, good = torch.randn(8, 3), {}
+    for step in range(40):
+        wrecked = step >= 20
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if wrecked:
+            with torch.no_grad():
+                model[0].weight.fill_(math.nan)
+                model[1].running_mean.fill_(math.nan)
+        optimizer.step()
+        scheduler.step(bad if wrecked else 1.0)
+        last = scheduler.decisions[-1] if scheduler.decisions else {"guard": None}
+        if not wrecked:
+            good = {k: v.clone() for k, v in model.state_dict().items()}
+            moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
+        elif last["guard"]:
+            break
+
+    assert reason in last["guard"]
+    assert last["rolled_back"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, good[name], rtol=0, atol=0)
+    for state, moment in zip(optimizer.state.values(), moments, strict=True):
+        torch.testing.assert_close(state["exp_avg"], moment, rtol=0, atol=0)
+
+
+def test_a_probe_that_fails_is_given_up_with_a_warning() -> None:
+    model, optimizer, _ = job()
+    calls = []
+
+    def broken() -> torch.Tensor:
+        calls.append(1)
+        raise FileNotFoundError("the batch is gone")
+
+    scheduler = LearnedLR(optimizer, 40, POLICY, probe=LossProbe(model, broken))
+    for step in range(4):  # the first decision comes behind the third step
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            take_step(model, optimizer)
+            scheduler.step(1.0)
+        messages = [str(warning.message) for warning in caught]
+        assert any("got FileNotFoundError: the batch is gone" in m for m in messages) == (step == 2)
+
+    assert len(calls) == 1
+    assert scheduler.decisions[-1]["features"]["probe_given"] == 0
