@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv import processes
+from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.controller import Controller, Decision
 from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
@@ -53,6 +54,9 @@ class LearnedLR(LRScheduler):
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
             its last good weights. Costs copies of the trained parameters, the buffers and the
             optimizer's state.
+        layerwise: ``"lc"`` multiplies the policy's LR, tensor by tensor, by LC's multipliers with a
+            mean of 1 (:class:`lrenv.adaptive.LCSensitivityLR`); the optimizer gets one group a
+            tensor.
         last_epoch: −1, as hosts pass it to torch's schedulers; any other is refused.
 
     Attributes:
@@ -71,6 +75,7 @@ class LearnedLR(LRScheduler):
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
         probe: LossProbe | None = None,
         rollback: nn.Module | None = None,
+        layerwise: Literal["lc"] | None = None,
         last_epoch: int = -1,
     ) -> None:
         if last_epoch != -1:
@@ -80,7 +85,10 @@ class LearnedLR(LRScheduler):
         # accelerate's wrapper steps the optimizer within, on which the hooks must be.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         _check_unit(optimizer)
+        if layerwise not in (None, "lc"):
+            raise InputError(f"Expected layerwise to be None or 'lc', got {layerwise!r}.")
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
+        self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
         self._open = total_steps is None
@@ -188,6 +196,7 @@ class LearnedLR(LRScheduler):
             "val_loss": self._val_loss,
             "step_count": self._step_count,
             "base_lrs": list(self.base_lrs),
+            "layerwise": self._layerwise and self._layerwise.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -216,6 +225,8 @@ class LearnedLR(LRScheduler):
         self._val_loss = state_dict["val_loss"]
         self._step_count = state_dict["step_count"]
         self.base_lrs = list(state_dict["base_lrs"])
+        if self._layerwise:
+            self._layerwise.load_state_dict(state_dict["layerwise"])
         self.last_epoch = self.controller.step
         if not was_open and (self._open or total_steps != self.controller.plan.total_steps):
             self.set_total_steps(total_steps)

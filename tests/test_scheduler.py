@@ -254,6 +254,30 @@ def test_a_run_without_an_end_goes_on_until_it_is_finished(policy: FrozenPolicy)
     assert train(*resumed, range(1300, 1400)) == lrs
 
 
+def test_tensors_get_lc_s_multiples_of_the_learned_lr(policy: FrozenPolicy) -> None:
+    model, optimizer = small_job()
+    scheduler = LearnedLR(optimizer, STEPS, policy, layerwise="lc")
+    used = []
+    optimizer.register_step_pre_hook(lambda o, *_: used.append([g["lr"] for g in o.param_groups]))
+    train(model, optimizer, scheduler, range(30))
+    state = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, scheduler)]
+
+    assert len(optimizer.param_groups) == 4
+    assert len(set(scheduler.get_last_lr())) == 1
+    assert len(set(used[-1])) > 1
+    last = [row for row in used if len(set(row)) > 1][-1]
+    assert sum(last) / 4 in [pytest.approx(d["lr"]) for d in scheduler.decisions]
+
+    rest = train(model, optimizer, scheduler, range(30, STEPS))
+    resumed, other = small_job()
+    again = LearnedLR(other, STEPS, policy, layerwise="lc")
+    for part, saved in zip((resumed, other, again), state, strict=True):
+        part.load_state_dict(saved)
+    assert train(resumed, other, again, range(30, STEPS)) == rest
+    with pytest.raises(InputError, match="layerwise to be None or 'lc', got 'x'"):
+        LearnedLR(optimizer, STEPS, policy, layerwise="x")
+
+
 def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
     lrs = []
     for apart in (False, True):

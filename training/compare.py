@@ -54,22 +54,26 @@ class PolicyPart:
         policy: The policy.
         hints: LRs that its optimizers are made with.
         probed: Give it probes of the loss of the coming batch.
+        layerwise: Multiply its LR by LC's multipliers.
     """
 
     policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
     probed: bool = False
+    layerwise: bool = False
 
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
         own = [self.policy.card["sha256"], self.hints]
-        return ["policy", self.policy.name, *own, *(["probed"] if self.probed else [])]
+        extras = [name for name in ("probed", "layerwise") if getattr(self, name)]
+        return ["policy", self.policy.name, *own, *extras]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         records, mean_lr = [], 0.0
-        called = f"{self.policy.name}, probed" if self.probed else self.policy.name
+        extras = {"probed": self.probed, "with LC": self.layerwise}
+        called = ", ".join([self.policy.name, *(name for name, on in extras.items() if on)])
         for hint in self.hints:
             trainee = build_trainee(task)
             for group in trainee.optimizer.param_groups:
@@ -77,7 +81,11 @@ class PolicyPart:
             began = time.perf_counter()
             probe = LossProbe(trainee.model, trainee.next_loss) if self.probed else None
             scheduler = LearnedLR(
-                trainee.optimizer, task.spec.total_steps, self.policy, probe=probe
+                trainee.optimizer,
+                task.spec.total_steps,
+                self.policy,
+                probe=probe,
+                layerwise="lc" if self.layerwise else None,
             )
             setup = time.perf_counter() - began
             run = _train(trainee, scheduler.step)

@@ -136,6 +136,8 @@ class EvaluateSettings:
     suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy", "harsh"] = "trainee"
     """One trainee, or test tasks that no policy is trained on: 24 MLPs on full-size MNIST, 24 tasks
     of six families, these and two whose tuned experts take hours, or 12 in harsh conditions."""
+    layerwise: bool = False
+    """Run each policy with LC's multipliers on its LR too."""
     peers: tuple[str, ...] = ()
     """Other people's methods to compare with, by name, or all; they need lrenv[peers]."""
     tune_peers: bool = False
