@@ -24,6 +24,8 @@ from lrenv.policies.network import Head, state_on_cpu
 FORMAT_VERSION = 1
 DEFAULT_POLICY = "default"
 
+_SUFFIXES = (".json", ".safetensors")
+
 
 def feature_list(preset: str, actor: Head) -> list[str]:
     """Names of the features that an actor of a preset reads."""
@@ -137,7 +139,7 @@ def shipped_policies() -> list[str]:
 
 
 def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
-    """Load a policy by the name of a shipped one, or by the path of its card or weights.
+    """Load a policy by name, by the path of its card or weights, or by its id on the hub.
 
     Raises:
         PolicyFileError: There is none, or it is damaged, altered, of another format, or made for
@@ -177,17 +179,33 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
 
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.suffix in (".json", ".safetensors") or len(path.parts) > 1:
+    if path.suffix in _SUFFIXES or len(path.parts) > 1:
         card = path.with_name(re.sub(r"\.(json|safetensors)$", "", path.name) + ".json")
-        if not card.exists():
-            raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
-        return card
+        if card.exists():
+            return card
+        if (
+            re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name_or_path))
+            and path.suffix not in _SUFFIXES
+        ):
+            return _find_on_hub(str(name_or_path))
+        raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
     names = shipped_policies()
     if str(name_or_path) not in names:
         raise PolicyFileError(
             f"Expected a policy among {', '.join(names)} or a path, got {str(name_or_path)!r}."
         )
     return Path(str(resources.files("lrenv.checkpoints") / f"{name_or_path}.json"))
+
+
+def _find_on_hub(repo_id: str) -> Path:
+    try:
+        from lrenv.hub import download_policy
+    except ImportError as error:
+        raise PolicyFileError(
+            f"Expected a policy card at {repo_id}, got nothing; as an id of the hub it needs "
+            f"huggingface_hub ({error})."
+        ) from None
+    return download_policy(repo_id)
 
 
 def _check_card(card: Any, path: Path) -> None:
