@@ -42,8 +42,8 @@ def download_policy(repo_id: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise PolicyFileError(
-            f"Expected a policy card at {repo_id}.json or on the hub, got: {reason}; check the path, "
-            "or name and network."
+            f"Expected a policy card at {repo_id}.json or on the hub, got: {reason}; check path, "
+            "name and network."
         ) from None
     weights = sorted(folder.glob("*.safetensors"))
     cards = [path.with_suffix(".json") for path in weights if path.with_suffix(".json").exists()]

@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 DEFAULT_POLICY = "default"
 
 _SUFFIXES = (".json", ".safetensors")
+_HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def feature_list(preset: str, actor: Head) -> list[str]:
@@ -183,10 +184,7 @@ def _find(name_or_path: str | Path) -> Path:
         card = path.with_name(re.sub(r"\.(json|safetensors)$", "", path.name) + ".json")
         if card.exists():
             return card
-        if (
-            re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name_or_path))
-            and path.suffix not in _SUFFIXES
-        ):
+        if path.suffix not in _SUFFIXES and re.fullmatch(_HUB_ID, str(name_or_path)):
             return _find_on_hub(str(name_or_path))
         raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
     names = shipped_policies()

@@ -311,7 +311,7 @@ def test_missing_weights_are_named(card):
         load_policy(card)
 
 
-@pytest.mark.parametrize("name", ["none/there.json", "none/there", "there.safetensors"])
+@pytest.mark.parametrize("name", ["none/there.json", "no/such/there", "there.safetensors"])
 def test_a_missing_file_is_named(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
 
