@@ -19,6 +19,7 @@ from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.controller import Controller, Decision
 from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
+from lrenv.explain import explain
 from lrenv.hooks import listen
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
@@ -164,6 +165,10 @@ class LearnedLR(LRScheduler):
             self._losses.append(loss.reshape(1).to(self.controller.lr, copy=True))
         if val_loss is not None:
             self._val_loss = float(val_loss)
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Attribute the decisions so far to signals, see :func:`lrenv.explain.explain`."""
+        return explain(self.policy, self.decisions)
 
     def set_total_steps(self, total_steps: int) -> None:
         """Make the run longer or shorter; may be called between any two steps.

@@ -26,7 +26,7 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
     return out
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A pre-norm Transformer layer with causal attention and a cache for one-token steps."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -62,7 +62,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.width = width
         self.embed = nn.Linear(n_features, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         positions = sinusoidal_positions(MAX_DECISIONS, width)
         self.register_buffer("positions", positions, persistent=False)
@@ -153,16 +153,16 @@ class Head(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """One value for each decision: ``(b, t, f)`` to ``(b, t)``."""
-        return self.head(self.trunk(self._read(tokens)))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk(self.read(tokens)))[..., 0]  # type: ignore[no-any-return]
 
     def step(self, token: Tensor, cache: list[list[Tensor]]) -> Tensor:
         """One value for the next decision: ``(b, f)`` to ``(b,)``."""
         assert isinstance(self.trunk, CausalTransformer)
-        return self.head(self.trunk.step(self._read(token), cache))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk.step(self.read(token), cache))[..., 0]  # type: ignore[no-any-return]
 
     def last(self, observation: Tensor) -> Tensor:
         """One value for the last decision of padded observations: to ``(b,)``."""
-        return self.head(self.trunk.last(self._read(observation)))[..., 0]  # type: ignore[no-any-return]
+        return self.head(self.trunk.last(self.read(observation)))[..., 0]  # type: ignore[no-any-return]
 
     def start_from(self, other: Head) -> None:
         """Take the weights of an actor that may read fewer features; the others start unheard."""
@@ -174,7 +174,8 @@ class Head(nn.Module):
         state["trunk.embed.weight"][:, known] = embed[:, places]
         self.load_state_dict(state)
 
-    def _read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor) -> Tensor:
+        """Pick the features that it reads out of all of them, ``(..., f)``."""
         if len(self.columns) == tokens.shape[-1]:
             return tokens
         return tokens.index_select(-1, self.columns)

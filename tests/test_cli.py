@@ -204,7 +204,9 @@ def test_evaluate_writes_results_and_report(
         "polynomial",
         "wsd",
         "constant",
-        "LR-matched constant",
+        "LR-matched constant: random",
+        "LR-matched constant: random, probed",
+        "learned: random, probed",
         "tuned expert",
     }
     assert summary["learned: random"]["runs"] == 4

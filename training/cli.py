@@ -1,4 +1,4 @@
-"""The command line: ``lrenv train``, ``lrenv finetune``, ``lrenv evaluate``, ``lrenv policies``.
+"""The command line: ``lrenv train``, ``finetune``, ``evaluate``, ``explain``, ``policies``.
 
 Nothing heavy is imported before a command is known, so that ``lrenv --help`` answers at once.
 """
@@ -20,6 +20,7 @@ from lrenv.errors import InputError, LrenvError
 from lrenv.training.settings import (
     ClassicSettings,
     EvaluateSettings,
+    ExplainSettings,
     FinetuneSettings,
     GeneralistSettings,
 )
@@ -48,6 +49,7 @@ _COMMANDS: dict[str, Any] = {
     "train": TrainSettings,
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
+    "explain": ExplainSettings,
     "policies": PoliciesSettings,
 }
 
@@ -56,6 +58,7 @@ _RUNNERS: dict[type, tuple[str, str]] = {
     ClassicSettings: ("lrenv.training.classic", "train_classic"),
     FinetuneSettings: ("lrenv.training.finetune", "finetune"),
     EvaluateSettings: ("lrenv.training.evaluate", "evaluate"),
+    ExplainSettings: ("lrenv.training.explain_page", "explain_run"),
     PoliciesSettings: ("lrenv.training.policies_list", "list_policies"),
 }
 

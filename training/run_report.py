@@ -72,7 +72,7 @@ def _losses(losses: Mapping[str, Mapping[int, float]]) -> str:
         go.Scatter(x=list(points), y=list(points.values()), name=name)
         for name, points in losses.items()
     ]
-    return _figure(lines, "loss", with_library=True)
+    return figure_html(lines, "loss", with_library=True)
 
 
 def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
@@ -87,20 +87,22 @@ def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
         marker={"symbol": marks, "size": 5},
         name="LR",
     )
-    return _figure([line], "learning rate, log scale", log=True)
+    return figure_html([line], "learning rate, log scale", log=True)
 
 
-def _figure(lines: list[Any], title: str, log: bool = False, with_library: bool = False) -> str:
+def figure_html(
+    lines: Sequence[Any], title: str, log: bool = False, with_library: bool = False
+) -> str:
+    """Draw a figure over optimizer steps as HTML; one figure of a page brings the library."""
     from plotly import graph_objects as go
 
-    figure = go.Figure(lines)
+    figure = go.Figure(list(lines))
     figure.update_layout(
         height=340,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
         xaxis_title="optimizer step",
         yaxis={"title": title, "type": "log" if log else "linear"},
     )
-    # the library once a page
     html: str = figure.to_html(full_html=False, include_plotlyjs=with_library)
     return html
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,14 @@ class LanguageModelSettings:
     """Sequences in a batch."""
     answers: int = 32
     """Test prompts that are answered for ROUGE at the end; 0 for none."""
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """Explain the learning rates of a run: signals, attention, and a cosine beside them."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder of lrenv finetune."""
 
 
 @dataclass(frozen=True)

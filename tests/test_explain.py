@@ -1,0 +1,92 @@
+"""Explanations of a run's learning rates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrenv import InputError, LearnedLR, load_policy
+from lrenv.explain import SIGNALS, attention, explain
+from lrenv.observation import FEATURES
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.tasks import load_data
+from lrenv.training.cli import main
+
+
+@pytest.fixture(scope="module")
+def scheduler(tiny_task) -> LearnedLR:
+    trainee = SingleTrainee(tiny_task.spec, load_data(tiny_task.data), 3)
+    made = LearnedLR(trainee.optimizer, 40)
+    for step in range(40):
+        loss = trainee.backward()
+        trainee.optimizer.step()
+        made.step(loss, trainee.evaluate("val")[0] if step % 5 == 0 else None)
+    return made
+
+
+def test_every_feature_but_the_mark_is_in_one_group():
+    groups = {name: [f for f in FEATURES if f.startswith(s)] for name, s in SIGNALS.items()}
+    assert sorted(f for group in groups.values() for f in group) == sorted(FEATURES[1:])
+
+
+def test_decisions_are_those_that_were_made(scheduler):
+    rows = scheduler.explain()
+
+    assert [row["step"] for row in rows] == [d["step"] for d in scheduler.decisions]
+    actions = torch.tensor([d["action"] for d in scheduler.decisions]).clamp(-1, 1)
+    changes = torch.tensor([row["change"] for row in rows])
+    torch.testing.assert_close(changes, 2 * actions, rtol=0, atol=1e-4)
+    assert set(rows[0]["moved_by"]) == set(SIGNALS)
+    assert any(abs(row["moved_by"]["training loss"]) > 0.01 for row in rows)
+    # the job gave no probes, so that hiding them changes nothing
+    assert all(row["moved_by"]["probes"] == 0 for row in rows)
+
+
+def test_a_share_is_what_the_group_changed(scheduler):
+    row = scheduler.explain()[7]
+    tokens = torch.tensor([[list(d["features"].values()) for d in scheduler.decisions[:8]]])
+    hidden = tokens.clone()
+    for name in ("left", "log_left", "interval_share"):
+        hidden[..., FEATURES.index(name)] = 0
+    actor = scheduler.policy.actor
+    expected = 2 * (actor(tokens).clamp(-1, 1) - actor(hidden).clamp(-1, 1))[0, -1]
+    assert row["moved_by"]["progress"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_attention_looks_back_alone(scheduler):
+    weights = attention(scheduler.policy, scheduler.decisions)
+
+    n = len(scheduler.decisions)
+    assert weights.shape == (n, n)
+    torch.testing.assert_close(weights.sum(1), torch.ones(n))
+    assert weights.triu(1).abs().max() == 0
+
+
+def test_logs_without_features_are_refused():
+    with pytest.raises(InputError, match="decisions with their features, got none"):
+        explain(load_policy(), [])
+    with pytest.raises(InputError, match="got some without; only scale-free"):
+        explain(load_policy(), [{"step": 1, "lr": 0.1}])
+
+
+def test_the_command_writes_a_page(scheduler, tmp_path: Path, capsys):
+    settings = {"policy": "default", "total_steps": 40}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    lines = [json.dumps(entry) + "\n" for entry in scheduler.decisions]
+    (tmp_path / "decisions.jsonl").write_text("".join(lines))
+
+    main(["explain", str(tmp_path)])
+
+    page = (tmp_path / "explain.html").read_text()
+    assert page.count("<figure>") == 3
+    assert "cosine from" in page
+    assert all(name in page for name in SIGNALS)
+    assert "Signals by what they moved" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["explain", str(tmp_path / "none")])
+    assert stop.value.code == 2
+    assert "Expected a run folder of lrenv finetune at" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""``lrenv explain``: a page on why a run got its learning rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from lrenv.errors import InputError
+from lrenv.explain import SIGNALS, attention, explain
+from lrenv.files import write_atomic
+from lrenv.policies.experts import cosine
+from lrenv.policies.frozen import FrozenPolicy, load_policy
+from lrenv.training.progress import console
+from lrenv.training.report_page import STYLE
+from lrenv.training.run_report import figure_html
+from lrenv.training.settings import ExplainSettings
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<figure>$rates<figcaption>The learning rate that the policy chose, beside a cosine from the highest
+of them.</figcaption></figure>
+<figure>$shares<figcaption>What moved the learning rate: the change of log LR at each decision, less
+the one that the policy would have chosen had it never seen a group of signals. Red raised the
+learning rate, blue lowered it.</figcaption></figure>
+<figure>$looks<figcaption>What each decision looked at: attention to itself and to those before,
+mean over layers and heads.</figcaption></figure>
+</main>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class _Run:
+    policy: FrozenPolicy
+    decisions: list[dict[str, Any]]
+    total_steps: int
+
+
+def explain_run(settings: ExplainSettings) -> Path:
+    """Write ``explain.html`` into a run folder of ``lrenv finetune``; returns its path.
+
+    Raises:
+        InputError: The folder holds no run, or one of a classic policy.
+    """
+    run = _read(settings.run)
+    title = f"Why these learning rates: {run.policy.name} in {settings.run.name}"
+    shares = explain(run.policy, run.decisions)
+    page = _PAGE.substitute(
+        title=escape(title),
+        style=STYLE,
+        rates=_rates(run),
+        shares=_shares(shares),
+        looks=_looks(run),
+    )
+    path = settings.run / "explain.html"
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    strongest = sorted(SIGNALS, key=lambda name: -sum(abs(s["moved_by"][name]) for s in shares))
+    console.print(f"Signals by what they moved: {', '.join(strongest)}.")
+    console.print(f"Page: {path.resolve()}", soft_wrap=True)
+    return path
+
+
+def _read(folder: Path) -> _Run:
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+        lines = (folder / "decisions.jsonl").read_text().splitlines()
+        decisions = [json.loads(line) for line in lines]
+        policy, total_steps = load_policy(settings["policy"]), int(settings["total_steps"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"Expected a run folder of lrenv finetune at {folder}, got: {error}; name the folder "
+            "that --output named."
+        ) from None
+    return _Run(policy, decisions, total_steps)
+
+
+def _rates(run: _Run) -> str:
+    from plotly import graph_objects as go
+
+    steps = [entry["step"] for entry in run.decisions]
+    lrs = [entry["lr"] for entry in run.decisions]
+    peak = max(lrs)
+    lines = [
+        go.Scatter(x=steps, y=lrs, name=run.policy.name, line={"shape": "hv"}),
+        go.Scatter(
+            x=steps,
+            y=[cosine(step, run.total_steps, peak) for step in steps],
+            name=f"cosine from {peak:.2g}",
+            line={"dash": "dot"},
+        ),
+    ]
+    return figure_html(lines, "learning rate, log scale", log=True, with_library=True)
+
+
+def _shares(shares: Sequence[dict[str, Any]]) -> str:
+    from plotly import graph_objects as go
+
+    grid = [[entry["moved_by"][name] for entry in shares] for name in SIGNALS]
+    heat = go.Heatmap(
+        z=grid,
+        x=[str(entry["step"]) for entry in shares],
+        y=list(SIGNALS),
+        colorscale="RdBu_r",
+        zmid=0.0,
+        colorbar={"title": "Δ log LR"},
+    )
+    return figure_html([heat], "")
+
+
+def _looks(run: _Run) -> str:
+    from plotly import graph_objects as go
+
+    steps = [str(entry["step"]) for entry in run.decisions]
+    weights = attention(run.policy, run.decisions).tolist()
+    heat = go.Heatmap(z=weights, x=steps, y=steps, colorscale="Viridis")
+    return figure_html([heat], "decision at step")
