@@ -47,7 +47,11 @@ from lrenv.training.runfolder import write_json
 
 # what the time in lockstep is spent on, and the methods that spend it
 _PARTS = ("compute", "update", "statistics", "validation", "policy")
-_BASELINES = ("plain", "subproc", "DACBench, LR per epoch", "DACBench, LR per step")
+_BASELINES = (
+    "plain",
+    "subproc",
+    *(f"DACBench{of}, LR per {unit}" for of in ("", " of images") for unit in ("epoch", "step")),
+)
 _TIMED = (
     ("trainee", "backward", "compute"),
     ("trainee", "update", "update"),
@@ -159,7 +163,8 @@ def dacbench(python: Path | None, seconds: float) -> dict[str, dict[str, float]]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     rates: dict[str, dict[str, float]] = defaultdict(dict)
     for row in map(json.loads, lines.splitlines()):
-        rates[row["trainee"]][f"DACBench, LR per {row['mode']}"] = row["steps_per_s"]
+        loading = " of images" if row["images"] else ""
+        rates[row["trainee"]][f"DACBench{loading}, LR per {row['mode']}"] = row["steps_per_s"]
     return rates
 
 
