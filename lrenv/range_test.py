@@ -1,0 +1,307 @@
+"""The LR range test: which learning rates a job can be trained at, before it is trained.
+
+Sources: Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (section 3.3), for the
+exponential sweep; LRBench (TIST 2023) for the grid of fixed LRs and the range within a share of the
+best. Everything is as it was afterwards: model, optimizer, random numbers, modes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrenv.errors import InputError
+from lrenv.hooks import set_lr
+
+BELOW_BEST = 5.5
+"""The suggestion of a sweep is that much below the LR of the lowest loss: the median factor to the
+tuned peak on training tasks, see benchmarks/range_test.py."""
+
+_SMOOTHING = 0.9
+_DIVERGED = 4.0
+_WITHIN = 0.1
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""From the model and a batch to its mean loss, a scalar."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found.
+
+    Attributes:
+        lrs: Learning rates, rising; those behind a divergence are missing.
+        losses: The loss that each was judged by: smoothed in a sweep, the mean over the last half
+            of its steps in a grid.
+        best: The LR of the lowest loss.
+        low: The lowest LR of the range around it whose losses are within ten percent of the fall
+            from the first loss to the best.
+        high: The highest LR of that range.
+        suggestion: A peak LR to start from.
+        reason: Why that one.
+        stopped: Why the test ended early, None if it did not.
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    best: float
+    low: float
+    high: float
+    suggestion: float
+    reason: str
+    stopped: str | None
+
+
+def range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    low: float = 1e-7,
+    high: float = 10.0,
+    mode: Literal["sweep", "grid"] = "sweep",
+    steps: int = 100,
+    points: int = 9,
+    accumulate: int = 1,
+    precision: torch.dtype | None = None,
+) -> RangeTest:
+    """Try learning rates on a model and its optimizer, and bring both back bit for bit.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer; groups keep the ratios of their LRs, the first is the unit.
+        batches: Batches, such as a DataLoader; they start again where they end.
+        loss: The loss of a batch; by default that of models that return one, as Hugging Face's do
+            on a batch that is a mapping, and cross-entropy on one of inputs and labels.
+        low: The lowest LR.
+        high: The highest LR.
+        mode: ``"sweep"``: one run whose LR rises exponentially; ``"grid"``: a short run at each of
+            several fixed LRs, all from the same start and on the same batches, which costs more and
+            says more.
+        steps: Optimizer steps of the sweep, or of each run of the grid.
+        points: LRs of the grid.
+        accumulate: Batches an optimizer step.
+        precision: Autocast to that type; float16 scales the gradients too.
+
+    Raises:
+        InputError: A setting cannot be used, there are no batches, or no LR trains the model.
+    """
+    _check(low, high, steps, points, accumulate)
+    n = steps if mode == "sweep" else points
+    lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]
+    job = _Job(model, optimizer, batches, loss or model_loss, accumulate, precision)
+    with _restored(model, optimizer):
+        found = _sweep(job, lrs) if mode == "sweep" else _grid(job, lrs, steps)
+    return _judge(lrs, *found, mode)
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a model returns on a mapping, or cross-entropy on inputs and labels.
+
+    Raises:
+        InputError: The batch is neither, or the model returns no loss.
+    """
+    if isinstance(batch, Mapping):
+        value = getattr(model(**batch), "loss", None)
+        if isinstance(value, Tensor):
+            return value
+    elif isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+    raise InputError(
+        f"Expected a model that returns a loss on a mapping, or a batch of inputs and labels, got "
+        f"a {type(batch).__name__}; pass loss=, a function of model and batch."
+    )
+
+
+class _Job:
+    """Takes optimizer steps at given LRs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batches: Iterable[Any],
+        loss: Loss,
+        accumulate: int,
+        precision: torch.dtype | None,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self._batches, self._loss, self._accumulate = batches, loss, accumulate
+        self._precision = precision
+        self._device = next(model.parameters()).device
+        unit = float(optimizer.param_groups[0]["lr"]) or 1.0
+        self._ratios = [float(group["lr"]) / unit for group in optimizer.param_groups]
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first batch."""
+        self._stream = _endless(self._batches)
+        half = self._precision == torch.float16
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=half)
+
+    def step(self, lr: float) -> float:
+        """Take an optimizer step; returns its loss."""
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            set_lr(group, lr * ratio)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for _ in range(self._accumulate):
+            with torch.autocast(
+                self._device.type, self._precision, enabled=self._precision is not None
+            ):
+                loss = self._loss(self.model, self._next())
+            self._scaler.scale(loss / self._accumulate).backward()
+            total += loss.item() / self._accumulate
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return total
+
+    def _next(self) -> Any:
+        try:
+            return _to(next(self._stream), self._device)
+        except StopIteration:
+            raise InputError("Expected at least one batch, got none; check the data.") from None
+
+
+def _sweep(job: _Job, lrs: list[float]) -> tuple[list[float], str | None]:
+    losses: list[float] = []
+    mean = 0.0
+    job.model.train()
+    for k, lr in enumerate(lrs):
+        value = job.step(lr)
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * value
+        smooth = mean / (1 - _SMOOTHING ** (k + 1))
+        if not math.isfinite(value) or (losses and smooth > _DIVERGED * min(losses)):
+            return losses, f"the loss diverged at an LR of {lr:.2g}"
+        losses.append(smooth)
+    return losses, None
+
+
+def _grid(job: _Job, lrs: list[float], steps: int) -> tuple[list[float], str | None]:
+    start = _Saved(job.model, job.optimizer)
+    losses: list[float] = []
+    for lr in lrs:
+        start.restore()
+        job.restart()
+        job.model.train()
+        values = []
+        for _ in range(steps):
+            values.append(job.step(lr))
+            if not math.isfinite(values[-1]) or values[-1] > _DIVERGED * max(values[0], 1e-12):
+                return losses, f"the loss diverged at an LR of {lr:.2g}"
+        behind = values[steps // 2 :]
+        losses.append(sum(behind) / len(behind))
+    return losses, None
+
+
+def _judge(lrs: list[float], losses: list[float], stopped: str | None, mode: str) -> RangeTest:
+    if not losses or min(losses) >= losses[0]:
+        raise InputError(
+            f"Expected LRs from {lrs[0]:.2g} to {lrs[-1]:.2g} to lower the loss, none did; lower "
+            "low, or check the loss."
+        )
+    best = min(range(len(losses)), key=losses.__getitem__)
+    bound = losses[best] + _WITHIN * (losses[0] - losses[best])
+    first = last = best
+    while first > 0 and losses[first - 1] <= bound:
+        first -= 1
+    while last + 1 < len(losses) and losses[last + 1] <= bound:
+        last += 1
+    suggestion = lrs[best] / BELOW_BEST if mode == "sweep" else _vertex(lrs, losses, best)
+    reason = (
+        f"a sweep's loss still falls by the LRs before: {BELOW_BEST:g} times below the LR of its "
+        "lowest loss is the usual distance to the best peak"
+        if mode == "sweep"
+        else "the lowest point of a parabola through the LR whose short run ended lowest and those "
+        "beside it"
+    )
+    found = tuple(lrs[: len(losses)]), tuple(losses)
+    return RangeTest(*found, lrs[best], lrs[first], lrs[last], suggestion, reason, stopped)
+
+
+def _vertex(lrs: list[float], losses: list[float], best: int) -> float:
+    """Where a parabola through the lowest loss and those beside it, over log LR, is lowest."""
+    if not 0 < best < len(losses) - 1:
+        return lrs[best]
+    below, least, above = losses[best - 1 : best + 2]
+    shift = 0.5 * (below - above) / (below - 2 * least + above)
+    return lrs[best] * (lrs[1] / lrs[0]) ** shift
+
+
+class _Saved:
+    """Copies of a model's and an optimizer's values, which go back into the same tensors."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+        self._optimizer = optimizer
+        self._state = copy.deepcopy(optimizer.state_dict())
+        self._lrs = [(group["lr"], float(group["lr"])) for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring all values back."""
+        for tensor, value in self._values:
+            tensor.copy_(value)
+        for param, grad in self._grads:
+            param.grad = None if grad is None else grad.clone()
+        self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        for group, (own, lr) in zip(self._optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = own  # the same tensor, where it is one
+            set_lr(group, lr)
+
+
+@contextmanager
+def _restored(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+    """Bring everything back that training changes, also after an exception."""
+    saved = _Saved(model, optimizer)
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            saved.restore()
+            for module, training in modes.items():
+                module.training = training
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Go through batches again and again; ends at once where there are none."""
+    seen = True
+    while seen:
+        seen = False
+        for batch in batches:
+            seen = True
+            yield batch
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: _to(value, device) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch
+
+
+def _check(low: float, high: float, steps: int, points: int, accumulate: int) -> None:
+    if not (0 < low < high and math.isfinite(high)):
+        raise InputError(f"Expected 0 < low < high, got {low} and {high}; name a range of LRs.")
+    for name, value, least in (
+        ("steps", steps, 5),
+        ("points", points, 3),
+        ("accumulate", accumulate, 1),
+    ):
+        if value < least:
+            raise InputError(f"Expected {name} of at least {least}, got {value}; raise it.")

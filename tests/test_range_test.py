@@ -1,0 +1,161 @@
+"""The LR range test: what it finds, and that it leaves nothing behind."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lrenv.errors import InputError
+from lrenv.range_test import BELOW_BEST, range_test
+
+
+class Bowl(nn.Module):
+    """A loss of ½·h·w² for w of 1: gradient descent is best at an LR of 1/h, diverges from 2/h."""
+
+    def __init__(self, curvature: float) -> None:
+        super().__init__()
+        self.weight, self.curvature = nn.Parameter(torch.ones(1)), curvature
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=(0.5 * self.curvature * self.weight.square() * x).mean())
+
+
+ONES = [{"x": torch.ones(2)}]
+
+
+def test_a_sweep_of_a_bowl_ends_where_it_diverges():
+    model = Bowl(curvature=10.0)
+    found = range_test(model, torch.optim.SGD(model.parameters(), 1.0), ONES, low=1e-4)
+
+    assert found.lrs[0] == pytest.approx(1e-4)
+    assert found.lrs[1] / found.lrs[0] == pytest.approx(1e5 ** (1 / 99))
+    assert len(found.losses) == len(found.lrs) < 100
+    assert found.losses[0] == pytest.approx(5.0, rel=1e-3)
+    # smoothing sees the divergence, at 2 / h = 0.2, a few steps late
+    assert 0.2 < found.lrs[-1] < 2.0
+    assert "the loss diverged at an LR of" in found.stopped
+    assert found.low < found.best < found.high
+    assert found.suggestion == pytest.approx(found.best / BELOW_BEST)
+
+
+@pytest.mark.parametrize("curvature", [0.1, 10.0])
+def test_a_grid_finds_the_best_lr_of_a_bowl(curvature):
+    model = Bowl(curvature)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    found = range_test(
+        model, optimizer, ONES, low=1e-3 / curvature, high=1e3 / curvature, mode="grid", steps=6
+    )
+
+    assert found.suggestion == found.best == pytest.approx(1 / curvature)
+    assert found.lrs == pytest.approx([10**k / curvature for k in (-3, -2.25, -1.5, -0.75, 0)])
+    assert found.stopped == f"the loss diverged at an LR of {10**0.75 / curvature:.2g}"
+    assert (found.low, found.high) == pytest.approx((1 / curvature, 1 / curvature))
+
+
+def small_job() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3)
+    model = nn.Sequential(*layers)
+    groups = [
+        {"params": layers[0].parameters(), "lr": torch.tensor(0.02)},
+        {"params": [*layers[1].parameters(), *layers[3].parameters()], "lr": 0.002},
+    ]
+    x = torch.randn(40, 4)
+    loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=8, shuffle=True)
+    return model, torch.optim.AdamW(groups), loader
+
+
+@pytest.mark.parametrize("mode", ["sweep", "grid"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_it_was(mode, fails):
+    model, optimizer, loader = small_job()
+    for x, y in loader:  # so that there are moments and averages
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model[2].eval()
+    lr = optimizer.param_groups[0]["lr"]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    moments = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+    grads = [p.grad.clone() for p in model.parameters()]
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    lrs, calls = [], []
+
+    def loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
+        calls.append(1)
+        lrs.append([float(group["lr"]) for group in optimizer.param_groups])
+        if fails and len(calls) == 15:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            range_test(model, optimizer, loader, loss, mode=mode, steps=20)
+    else:
+        range_test(model, optimizer, loader, loss, mode=mode, steps=20)
+
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+    assert set(optimizer.state) == set(moments)
+    for param, state in optimizer.state.items():
+        assert all(torch.equal(value, moments[param][name]) for name, value in state.items())
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.02, 0.002])
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(second == pytest.approx(first / 10) for first, second in lrs)
+
+
+def test_batches_are_accumulated_and_may_be_few():
+    model, seen = Bowl(1.0), []
+
+    def loss(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        seen.append(float(batch["x"]))
+        return net(**batch).loss
+
+    batches = iter([{"x": torch.tensor([float(k)])} for k in (1, 2)])  # cannot start again
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    with pytest.raises(InputError, match="at least one batch, got none"):
+        range_test(model, optimizer, batches, loss, accumulate=3, steps=5)
+    assert seen == [1.0, 2.0]
+    assert model.weight.item() == 1.0
+
+    seen.clear()
+    data = [{"x": torch.tensor([float(k)])} for k in (1, 2)]
+    found = range_test(model, optimizer, data, loss, accumulate=4, steps=5, high=1e-3)
+    assert seen == [1.0, 2.0] * 10
+    assert found.losses[0] == pytest.approx(0.5 * 1.5)
+
+
+def test_half_precision_trains_by_scaled_gradients():
+    model, optimizer, loader = small_job()
+    found = range_test(model, optimizer, loader, precision=torch.bfloat16, high=1.0)
+    assert all(math.isfinite(loss) for loss in found.losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"low": 0.0}, "Expected 0 < low < high, got 0.0 and 10.0"),
+        ({"low": 1.0, "high": 0.1}, "got 1.0 and 0.1"),
+        ({"high": math.inf}, "got 1e-07 and inf"),
+        ({"steps": 4}, "steps of at least 5, got 4"),
+        ({"accumulate": 0}, "accumulate of at least 1, got 0"),
+        ({"mode": "grid", "points": 2}, "points of at least 3, got 2"),
+        ({"low": 1e3, "high": 1e4}, "to lower the loss, none did; lower low"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(change, message):
+    model = Bowl(1.0)
+    with pytest.raises(InputError, match=message):
+        range_test(model, torch.optim.SGD(model.parameters(), 1.0), ONES, **change)
+
+
+def test_a_batch_of_another_kind_needs_a_loss():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    with pytest.raises(InputError, match="inputs and labels, got a Tensor; pass loss="):
+        range_test(model, optimizer, [torch.ones(1)])
