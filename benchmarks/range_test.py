@@ -1,9 +1,9 @@
 """How far the range test's suggestion is from the tuned peak: ``python benchmarks/range_test.py``.
 
 On the unseen trainees, beside torch-lr-finder's (the steepest fall of a smoothed sweep, as its plot
-suggests), and with ``--training`` on tasks of the training family, on which the distance of a sweep's
-suggestion from the LR of its lowest loss was set. The tuned peak is that of the tuned expert, of which
-the grid has three a decade.
+suggests), and with ``--training`` on tasks of the training family, on which the distance of a
+sweep's suggestion from the LR of its lowest loss was set. The tuned peak is that of the tuned
+expert, whose grid has three peaks a decade.
 """
 
 from __future__ import annotations

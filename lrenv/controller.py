@@ -22,7 +22,7 @@ from lrenv.decisions import (
     scale_free_plan,
 )
 from lrenv.errors import InputError
-from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver
+from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver, finite_mean
 from lrenv.probe import Probe
 from lrenv.statistics import StepMeter, StepStats
 from lrenv.window import Interval
@@ -229,7 +229,10 @@ class Controller:
         """Find the runs for the guard behind an interval with losses ``(r, n)``."""
         seen = self.observer.window.loss
         if self._first_loss is None and seen.shape[1] >= _JUDGED:
-            self._first_loss = seen[:, :_JUDGED].mean(1)
+            self._first_loss = finite_mean(seen[:, :_JUDGED])
+        elif self._first_loss is not None:  # of runs that had none until now
+            unknown = self._first_loss.isnan()
+            self._first_loss = torch.where(unknown, finite_mean(losses), self._first_loss)
         finite = losses.isfinite().all(1)
         self.calm = finite
         if self._first_loss is not None:
@@ -255,7 +258,8 @@ class Controller:
         if isinstance(self.observer, ScaleFreeObserver):
             self.observer.rescale(self.plan.total_steps, total_steps, MAX_DECISIONS - len(ahead))
         self.memory = {}
-        self.plan = replace(new, ends=self.plan.ends[: self._index] + ahead)
+        behind = tuple(end for end in self.plan.ends if end <= self.step)
+        self.plan = replace(new, ends=behind + ahead)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state at any step as tensors and plain values."""

@@ -50,7 +50,8 @@ def explain(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> lis
         group, ``moved_by``.
 
     Raises:
-        InputError: The log is empty, or of a classic policy, which keeps no features.
+        InputError: The log is empty, of a classic policy, which keeps no features, or of a run that
+            changed its length, which changes what the policy sees of the past.
     """
     tokens = _tokens(decisions)
     chosen = _changes(policy, tokens)
@@ -100,6 +101,12 @@ def _tokens(decisions: Sequence[Mapping[str, Any]]) -> Tensor:
         raise InputError(
             f"Expected decisions with their features, got {got}; only scale-free policies keep "
             "them, from their first decision on."
+        )
+    lengths = sorted({entry["total_steps"] for entry in decisions})
+    if len(lengths) > 1:
+        raise InputError(
+            f"Expected the decisions of a run of one length, got {', '.join(map(str, lengths))} "
+            "steps; there is no explanation of runs that change it."
         )
     return torch.tensor([[[d["features"].get(f, 0.0) for f in FEATURES] for d in decisions]])
 

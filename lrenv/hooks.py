@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -23,17 +24,23 @@ class StepListener(Protocol):
         """Called behind the update."""
 
 
-def listen(optimizer: Optimizer, listener: StepListener) -> None:
+def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) -> None:
     """Tell a listener of every optimizer step, without keeping it alive.
 
     A closure makes its gradients within the step, so the listener is told behind its first call.
+
+    Args:
+        optimizer: The optimizer.
+        listener: Who wants to know.
+        first: Tell it ahead of all other listeners.
     """
     this = weakref.ref(listener)
 
     def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (alive := this()) is None:
             return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        positional = len(args) > 1
+        closure = args[1] if positional else kwargs.get("closure")
         if closure is None:
             return alive.before_step()
         told = False
@@ -46,14 +53,24 @@ def listen(optimizer: Optimizer, listener: StepListener) -> None:
                 alive.before_step(loss)
             return loss
 
-        return args[:1], {**kwargs, "closure": measured}
+        if positional:
+            return (args[0], measured, *args[2:]), kwargs
+        return args, {**kwargs, "closure": measured}
 
     def after(*_: Any) -> None:
         if (alive := this()) is not None:
             alive.after_step()
 
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    pre = optimizer.register_step_pre_hook(before)
+    post = optimizer.register_step_post_hook(after)
+    if first:
+        _put_first(optimizer._optimizer_step_pre_hooks, pre.id)
+        _put_first(optimizer._optimizer_step_post_hooks, post.id)
+
+
+def _put_first(hooks: Any, key: int) -> None:
+    ordered: OrderedDict[int, Any] = hooks
+    ordered.move_to_end(key, last=False)
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:

@@ -197,9 +197,9 @@ class ScaleFreeObserver:
     def _set_references(self, intervals: Sequence[Interval], start_lr: Tensor) -> None:
         stats = [s for interval in intervals for s in interval.stats]
         losses = torch.cat([interval.losses for interval in intervals], 1)
-        self._memo["loss"] = _mean(losses).clamp_min(_TINY)
+        self._memo["loss"] = finite_mean(losses).clamp_min(_TINY)
         for name in ("grad_norm", "lc"):
-            first = _mean(torch.stack([getattr(s, name) for s in stats], -1))
+            first = finite_mean(torch.stack([getattr(s, name) for s in stats], -1))
             floor = 1e-3 * first.amax(1, keepdim=True).clamp_min(_TINY)
             self._memo[name] = torch.maximum(first, floor)
         self._memo["param_norm"] = stats[0].param_norm
@@ -220,14 +220,14 @@ class ScaleFreeObserver:
 
     def _losses(self, interval: Interval) -> dict[str, Tensor]:
         losses = interval.losses.clamp_min(_TINY)
-        level = torch.log(_mean(losses) / self._memo["loss"])
+        level = torch.log(finite_mean(losses) / self._memo["loss"])
         level = level.nan_to_num(nan=2 * CLIP)  # without a finite loss: as bad as can be shown
         best = torch.fmin(self._memo.get("best", level), level)
         self._memo["best"] = best
         slope, spread = torch.zeros_like(level), torch.zeros_like(level)
         half = losses.shape[1] // 2
         if half:
-            slope = torch.log(_mean(losses[:, half:]) / _mean(losses[:, :half]))
+            slope = torch.log(finite_mean(losses[:, half:]) / finite_mean(losses[:, :half]))
             spread = torch.log(losses).std(1)
         return {
             "loss": level / 2,
@@ -352,7 +352,7 @@ def _probe(losses: Tensor | None) -> dict[str, Tensor | float]:
     return {"probe_given": 1.0, **dict(zip(names, shown.unbind(1), strict=True))}
 
 
-def _mean(values: Tensor) -> Tensor:
+def finite_mean(values: Tensor) -> Tensor:
     """Mean over the last dimension of the finite values."""
     return torch.where(values.isfinite(), values, torch.nan).nanmean(-1)
 

@@ -234,7 +234,7 @@ def _vertex(lrs: list[float], losses: list[float], best: int) -> float:
         return lrs[best]
     below, least, above = losses[best - 1 : best + 2]
     shift = 0.5 * (below - above) / (below - 2 * least + above)
-    return lrs[best] * (lrs[1] / lrs[0]) ** shift
+    return lrs[best] * math.exp(shift * math.log(lrs[1] / lrs[0]))
 
 
 class _Saved:

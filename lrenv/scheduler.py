@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from lrenv.controller import Controller, Decision
 from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
-from lrenv.hooks import listen
+from lrenv.hooks import listen, set_lr
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.probe import LossProbe, tolerant
@@ -53,8 +52,8 @@ class LearnedLR(LRScheduler):
         probe: Where given, the policy sees the loss along the last update too, at a cost of five
             forward passes a decision and, at these steps, two copies of the parameters.
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
-            its last good weights. Costs copies of the trained parameters, the buffers and the
-            optimizer's state.
+            its last good weights. Costs two copies of the trained parameters, the buffers and the
+            optimizer's state; they are not saved, so that a resumed run starts without any.
         layerwise: ``"lc"`` multiplies the policy's LR, tensor by tensor, by LC's multipliers with a
             mean of 1 (:class:`lrenv.adaptive.LCSensitivityLR`); the optimizer gets one group a
             tensor.
@@ -92,7 +91,7 @@ class LearnedLR(LRScheduler):
         self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
-        self._open = total_steps is None
+        self._made_for, self._open = total_steps, total_steps is None
         self.controller = Controller(
             _HORIZON if total_steps is None else total_steps,
             traits_of(optimizer),
@@ -110,11 +109,12 @@ class LearnedLR(LRScheduler):
         self._loss: Tensor | None = None
         self._val_loss: float | None = None
         self._own_loss: Tensor | None = None
-        self._last_given = _recogniser(None)
+        self._last_given = _Seen(None)
         self._rollback = rollback
-        self._snapshot: Snapshot | None = None
+        self._candidate: Snapshot | None = None
+        self._good: Snapshot | None = None
         super().__init__(optimizer)
-        listen(self.optimizer, self)
+        listen(self.optimizer, self, first=True)  # ahead of LC, which multiplies what it sets
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the LR of each parameter group."""
@@ -137,8 +137,8 @@ class LearnedLR(LRScheduler):
         """
         self._step_count += 1
         # accelerate calls this once a process, with one and the same loss
-        again = self._last_given(metrics) and not self._unreported
-        self._last_given = _recogniser(metrics)
+        again = self._last_given.is_again(metrics) and not self._unreported
+        self._last_given = _Seen(metrics)
         self.report(None if again else metrics, val_loss)
         if self._unreported:
             self._advance()
@@ -173,8 +173,11 @@ class LearnedLR(LRScheduler):
     def set_total_steps(self, total_steps: int) -> None:
         """Make the run longer or shorter; may be called between any two steps.
 
+        All processes of a distributed job must call it at the same step.
+
         Args:
-            total_steps: Its new length in optimizer steps, those behind included.
+            total_steps: Its new length in optimizer steps, with those behind; steps taken past an
+                earlier end do not count.
 
         Raises:
             InputError: The run is at or past the new end.
@@ -183,8 +186,14 @@ class LearnedLR(LRScheduler):
         self.controller.replan(total_steps)
 
     def finish(self, steps: int) -> None:
-        """Bring the run to its end, the LR with it, within further optimizer steps."""
-        self.set_total_steps(self.controller.step + check_total_steps(steps, 1))
+        """Bring the run to its end, the LR with it, within further optimizer steps.
+
+        Raises:
+            InputError: There are less than one.
+        """
+        if steps < 1:
+            raise InputError(f"Expected steps of at least 1, got {steps}; name how many are left.")
+        self.set_total_steps(self.controller.step + steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: plain values and tensors; the policy enters by name and hash."""
@@ -196,9 +205,11 @@ class LearnedLR(LRScheduler):
             "measured": list(self._measured),
             "unreported": self._unreported,
             "open": self._open,
+            "made_for": self._made_for,
             "losses": list(self._losses),
             "loss": self._loss,
             "val_loss": self._val_loss,
+            "own_loss": self._own_loss,
             "step_count": self._step_count,
             "base_lrs": list(self.base_lrs),
             "layerwise": self._layerwise and self._layerwise.state_dict(),
@@ -218,7 +229,14 @@ class LearnedLR(LRScheduler):
                 f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
                 f"{state_dict['policy']!r}; resume with the policy the run was started with."
             )
-        total_steps, was_open = self.controller.plan.total_steps, self._open
+        if (self._layerwise is None) != (state_dict["layerwise"] is None):
+            raise InputError(
+                "Expected the state of a run with the same layerwise, got one "
+                f"{'without' if self._layerwise else 'with'} it; resume as the run was started."
+            )
+        new_length = None if self._made_for == state_dict["made_for"] else self._made_for
+        if new_length is not None:
+            check_total_steps(new_length, state_dict["controller"]["step"] + 1)
         self.controller.load_state_dict(state_dict["controller"])
         self._open = state_dict["open"]
         self.decisions = list(state_dict["decisions"])
@@ -228,27 +246,30 @@ class LearnedLR(LRScheduler):
         loss = state_dict["loss"]
         self._loss = None if loss is None else loss.to(self.controller.lr)
         self._val_loss = state_dict["val_loss"]
+        self._own_loss = state_dict["own_loss"]
         self._step_count = state_dict["step_count"]
         self.base_lrs = list(state_dict["base_lrs"])
         if self._layerwise:
             self._layerwise.load_state_dict(state_dict["layerwise"])
         self.last_epoch = self.controller.step
-        if not was_open and (self._open or total_steps != self.controller.plan.total_steps):
-            self.set_total_steps(total_steps)
+        self._candidate = self._good = None
+        self._overrun = False
+        if new_length is not None:
+            self.set_total_steps(new_length)
         self._apply()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy; its optimizer is a copy too, without our hooks."""
         vars(self).update(state)
-        listen(self.optimizer, self)
+        listen(self.optimizer, self, first=True)
 
     def before_step(self, loss: Any = None) -> None:
         """Measure the gradients; called within ``optimizer.step()``."""
-        if self._unreported:  # two optimizer steps without a scheduler step between
-            self._advance()
         new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
         for group in new_groups:
             group["initial_lr"] = float(group["lr"])
+        if self._unreported:  # two optimizer steps without a scheduler step between
+            self._advance()
         if new_groups:
             self._apply()
         self._own_loss = loss.detach() if isinstance(loss, Tensor) else None
@@ -288,7 +309,7 @@ class LearnedLR(LRScheduler):
                     "stays where it is. Pass the length of the whole run as total_steps.",
                     stacklevel=3,
                 )
-            self._overrun = True
+            self._overrun, self._losses = True, []
             return
         if controller.end_step(self._take_loss()):
             if self._open and 2 * controller.step >= controller.plan.total_steps:
@@ -322,12 +343,16 @@ class LearnedLR(LRScheduler):
         """Keep good weights, or come back to them; returns whether it came back."""
         if self._rollback is None:
             return False
+        if bool(self.controller.unfit):
+            self._candidate = None
+            if self._good:
+                self._good.restore(self.optimizer)
+            return self._good is not None
         if bool(self.controller.calm):
-            self._snapshot = Snapshot(self._rollback, self.optimizer)
-        if self._snapshot is None or not bool(self.controller.unfit):
-            return False
-        self._snapshot.restore(self.optimizer)
-        return True
+            # Losses judge the weights that they were computed at: those of the last decision.
+            self._good = self._candidate or self._good
+            self._candidate = Snapshot(self._rollback, self.optimizer)
+        return False
 
     def _log(self, decision: Decision, rolled_back: bool) -> None:
         exploded, guarded = bool(decision.exploded), bool(decision.guarded)
@@ -336,6 +361,7 @@ class LearnedLR(LRScheduler):
             "step": decision.step,
             "lr": float(decision.lr),
             "action": float(decision.action),
+            "total_steps": self.controller.plan.total_steps,
             "guard": bad if guarded else None,
             "rolled_back": rolled_back,
         }
@@ -347,10 +373,7 @@ class LearnedLR(LRScheduler):
 
     def _apply(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            set_lr(group, float(lr))
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
@@ -370,9 +393,21 @@ def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
     return [(t.to_dense() if t.is_sparse else t)[None] for t in own]
 
 
-def _recogniser(loss: Tensor | float | None) -> Callable[[Tensor | float | None], bool]:
-    """Whether a loss is this very tensor, not written to since; does not keep it alive."""
-    if not isinstance(loss, Tensor):
-        return lambda _: False
-    this, version = weakref.ref(loss), loss._version
-    return lambda other: other is this() and isinstance(other, Tensor) and other._version == version
+class _Seen:
+    """Knows a loss again that is the same tensor, not written to since; does not keep it alive."""
+
+    def __init__(self, loss: Tensor | float | None) -> None:
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        if isinstance(loss, Tensor) and not loss.is_inference():
+            self._seen = weakref.ref(loss), loss._version
+
+    def is_again(self, loss: Tensor | float | None) -> bool:
+        """Whether a loss is the one seen."""
+        if self._seen is None or not isinstance(loss, Tensor) or loss.is_inference():
+            return False
+        this, version = self._seen
+        return this() is loss and loss._version == version
+
+    def __reduce__(self) -> tuple[type[_Seen], tuple[None]]:
+        """Copy and pickle as knowing none."""
+        return _Seen, (None,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -276,6 +277,81 @@ def test_tensors_get_lc_s_multiples_of_the_learned_lr(policy: FrozenPolicy) -> N
     assert train(resumed, other, again, range(30, STEPS)) == rest
     with pytest.raises(InputError, match="layerwise to be None or 'lc', got 'x'"):
         LearnedLR(optimizer, STEPS, policy, layerwise="x")
+
+
+def test_lc_multiplies_what_was_decided_within_the_step(policy: FrozenPolicy) -> None:
+    model, optimizer = small_job()
+    scheduler = LearnedLR(optimizer, STEPS, policy, layerwise="lc")
+    with pytest.warns(UserWarning, match="Expected a training loss"):
+        optimizer_steps(model, optimizer, 20)  # decisions fall within the steps
+    assert scheduler.get_last_lr() == [float(scheduler.controller.lr)] * 4
+    assert [group["lr"] for group in optimizer.param_groups] == scheduler.get_last_lr()
+
+    new = nn.Parameter(torch.ones(3))
+    new.grad = torch.full((3,), torch.inf)
+    optimizer.add_param_group({"params": [new], "lr": 0.1})
+    optimizer.step()
+    assert optimizer.param_groups[4]["initial_lr"] == 0.1
+
+
+def test_a_copy_keeps_lc(policy: FrozenPolicy) -> None:
+    job = (*small_job(),)
+    original = (*job, LearnedLR(job[1], STEPS, policy, layerwise="lc"))
+    train(*original, range(17))
+    copied = copy.deepcopy(original)
+    assert train(*copied, range(17, STEPS)) == train(*original, range(17, STEPS))
+    weights = [nn.utils.parameters_to_vector(m.parameters()) for m, _, _ in (original, copied)]
+    assert torch.equal(*weights)
+
+
+def test_layerwise_must_agree_at_a_resume(policy: FrozenPolicy) -> None:
+    for first, second, word in (("lc", None, "with"), (None, "lc", "without")):
+        state = LearnedLR(small_job()[1], STEPS, policy, layerwise=first).state_dict()
+        other = LearnedLR(small_job()[1], STEPS, policy, layerwise=second)
+        with pytest.raises(InputError, match=f"same layerwise, got one {word} it; resume"):
+            other.load_state_dict(state)
+
+
+def test_a_resume_keeps_a_length_that_was_changed(policy: FrozenPolicy) -> None:
+    job = scheduled(policy)
+    train(*job, range(30))
+    job[2].set_total_steps(100)
+    train(*job, range(30, 70))
+    resumed = scheduled(policy)
+    for part, old in zip(resumed, job, strict=True):
+        part.load_state_dict(copy.deepcopy(old.state_dict()))
+    assert train(*resumed, range(70, 100)) == train(*job, range(70, 100))
+    with pytest.raises(InputError, match="at least 101 optimizer steps, got 50"):
+        scheduled(policy, 50)[2].load_state_dict(job[2].state_dict())
+
+
+def test_intervals_join_without_gaps_in_a_run_without_an_end(policy: FrozenPolicy) -> None:
+    job, seen = scheduled(policy, None), []
+    update = job[2].controller.observer.update
+    job[2].controller.observer.update = lambda interval, lr: (
+        seen.append((interval.start, interval.end)),
+        update(interval, lr),
+    )
+    train(*job, range(1300))
+    assert [start for start, _ in seen[1:]] == [end for _, end in seen[:-1]]
+    assert seen[-1][1] == job[2].controller.plan.ends[len(seen) - 1]
+
+
+def test_losses_past_the_end_are_not_kept(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy, 10)
+    with pytest.warns(UserWarning, match="got more"):
+        train(model, optimizer, scheduler, range(30))
+    assert scheduler.state_dict()["losses"] == []
+
+
+def test_a_scheduler_is_pickled_and_takes_losses_of_inference_mode(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    train(model, optimizer, scheduler, range(5))
+    with torch.inference_mode():
+        loss = model(torch.ones(4, 6)).square().mean()
+    scheduler.step(loss)
+    again = pickle.loads(pickle.dumps(scheduler))
+    assert again.get_last_lr() == scheduler.get_last_lr()
 
 
 def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:

@@ -79,6 +79,9 @@ class LCSensitivityLR(LRScheduler):
     def before_step(self, loss: Any = None) -> None:
         """Measure where it is due, and multiply the LRs."""
         params = [group["params"][0] for group in self.optimizer.param_groups]
+        added = len(params) - len(self.multipliers)
+        self.multipliers = [*self.multipliers, *[1.0] * added]
+        self._secant += [None] * added if self._secant else []
         due = self._taken % self.interval == 0
         if self.form == "curvature" and (self._taken + 1) % self.interval == 0 and not due:
             self._remember(params)
@@ -95,6 +98,11 @@ class LCSensitivityLR(LRScheduler):
         self._taken += 1
         for group, lr in zip(self.optimizer.param_groups, self._set, strict=True):
             set_lr(group, lr)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; its optimizer is a copy too, without our hooks."""
+        vars(self).update(state)
+        listen(self.optimizer, self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
