@@ -23,7 +23,6 @@ from lrenv.decisions import (
 )
 from lrenv.errors import InputError
 from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver, finite_mean
-from lrenv.probe import Probe
 from lrenv.statistics import StepMeter, StepStats
 from lrenv.window import Interval
 
@@ -41,7 +40,6 @@ _PLAIN_STATE = (
     "_first_loss",
     "_index",
     "_losses",
-    "_probed",
 )
 
 EXPLODED = 3.0
@@ -98,7 +96,6 @@ class Controller:
         n_runs: Runs in lockstep.
         preset: ``"scale-free"`` or ``"classic"``.
         device: Where the runs live.
-        probe: Takes losses along the last update, for policies that read them; scale-free preset.
         average: Averages losses over the processes of a job.
         total: Sums over processes, where each of them has a shard of the parameters.
     """
@@ -110,7 +107,6 @@ class Controller:
         n_runs: int = 1,
         preset: Preset = "scale-free",
         device: torch.device | str = "cpu",
-        probe: Probe | None = None,
         average: Callable[[Tensor], Tensor] = lambda losses: losses,
         total: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -140,9 +136,6 @@ class Controller:
         self._meter, self._average = StepMeter(total), average
         self._losses: list[Tensor] = []
         self._stats: list[StepStats] = []
-        self._probe = probe
-        self._before: list[Tensor] = []
-        self._probed: Tensor | None = None
 
     @property
     def done(self) -> bool:
@@ -154,32 +147,15 @@ class Controller:
         """Whether the coming optimizer step is measured."""
         return not self.done and self.step >= self.plan.ends[self._index] - self.plan.measured
 
-    @property
-    def _probing(self) -> bool:
-        """Whether a decision follows the coming optimizer step."""
-        end = self.step + 1
-        return (
-            self._probe is not None
-            and self._index + 1 >= self.plan.lead
-            and end == self.plan.ends[self._index]
-            and end < self.plan.total_steps
-        )
-
     def before_update(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Measure parameters and gradients ahead of the optimizer step, if it is measured."""
         if self.measuring:
             self._meter.before(self.step, params, grads)
-            if self._probing:
-                self._before = [p.clone() for p in params]
 
     def after_update(self, params: Sequence[Tensor]) -> None:
         """Measure the parameters behind the optimizer step, if it is measured."""
         if self.measuring:
             self._stats.append(self._meter.after(params))
-            if self._probe is not None and self._before:
-                updates = [p - old for p, old in zip(params, self._before, strict=True)]
-                self._before = []
-                self._probed = self._probe(params, updates)
 
     def end_step(self, loss: Tensor) -> bool:
         """Count the optimizer step with its training losses ``(r,)``; True at an interval's end."""
@@ -191,11 +167,8 @@ class Controller:
         """Complete the interval, with validation losses ``(r,)`` where the job has them."""
         start, _ = self.plan.interval(self._index)
         losses = self._average(torch.stack(self._losses, 1).to(self.lr))
-        probed = None if self._probed is None else self._average(self._probed)
-        interval = Interval(
-            start, self.plan.total_steps, losses, self.lr, self._stats, val_loss, probed
-        )
-        self._losses, self._stats, self._probed = [], [], None
+        interval = Interval(start, self.plan.total_steps, losses, self.lr, self._stats, val_loss)
+        self._losses, self._stats = [], []
         self._index += 1
         leading = self._index <= self.plan.lead
         if leading and self.preset == "scale-free":

@@ -28,7 +28,6 @@ SIGNALS: dict[str, tuple[str, ...]] = {
     "LC sensitivities": ("lc_", "window_lc"),
     "update size": ("update_ratio", "weight_growth", "distance", "straightness", "dog"),
     "cosines": ("momentum_cos", "descent_cos", "gradient_cos"),
-    "probes": ("probe_",),
 }
 """Groups of signals, each by the starts of its features' names."""
 

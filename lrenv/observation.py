@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lrenv.decisions import MAX_DECISIONS
-from lrenv.probe import FACTORS
 from lrenv.statistics import StepStats
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
@@ -66,8 +65,6 @@ FEATURES: tuple[str, ...] = (
     *(f"window_grad_norm_{i}" for i in range(_LAYER_PATCHES)),
     *(f"window_lc_{i}" for i in range(_LAYER_PATCHES)),
     "dog",
-    "probe_given",
-    *(f"probe_{factor:g}" for factor in FACTORS),
 )
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
@@ -139,7 +136,6 @@ class ScaleFreeObserver:
             **self._layers(interval.stats),
             **self._geometry(interval),
             **self._patches(interval.losses.shape[1]),
-            **_probe(interval.probe),
         }
         like = self._memo["loss"]
         columns = [torch.as_tensor(rows[name]).to(like).expand_as(like) for name in FEATURES]
@@ -339,17 +335,6 @@ class ClassicObserver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.window.load_state_dict(state["window"])
-
-
-def _probe(losses: Tensor | None) -> dict[str, Tensor | float]:
-    """Roots of the log ratios of the losses along the last update to the one behind it."""
-    names = [f"probe_{factor:g}" for factor in FACTORS]
-    if losses is None:
-        return dict.fromkeys(("probe_given", *names), 0.0)
-    losses = losses.clamp_min(_TINY)
-    change = torch.log(losses[:, 1:] / losses[:, :1]).nan_to_num(nan=torch.inf)
-    shown = 3 * change.sign() * change.abs().sqrt()
-    return {"probe_given": 1.0, **dict(zip(names, shown.unbind(1), strict=True))}
 
 
 def finite_mean(values: Tensor) -> Tensor:

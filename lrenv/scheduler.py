@@ -22,7 +22,6 @@ from lrenv.explain import explain
 from lrenv.hooks import listen, set_lr
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
-from lrenv.probe import LossProbe, tolerant
 from lrenv.rollback import Snapshot
 
 _UNKNOWN_LOSS = 1.0
@@ -49,8 +48,6 @@ class LearnedLR(LRScheduler):
         total_steps: Length of the whole run in optimizer steps; :meth:`set_total_steps` changes it.
             None for a run without an end: the LR stays high until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
-        probe: Where given, the policy sees the loss along the last update too, at a cost of five
-            forward passes a decision and, at these steps, two copies of the parameters.
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
             its last good weights. Costs two copies of the trained parameters, the buffers and the
             optimizer's state; they are not saved, so that a resumed run starts without any.
@@ -73,7 +70,6 @@ class LearnedLR(LRScheduler):
         optimizer: Optimizer,
         total_steps: int | None,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
-        probe: LossProbe | None = None,
         rollback: nn.Module | None = None,
         layerwise: Literal["lc"] | None = None,
         last_epoch: int = -1,
@@ -97,7 +93,6 @@ class LearnedLR(LRScheduler):
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
-            probe=probe and tolerant(probe),
             average=processes.mean,
             total=processes.total_of(params),
         )

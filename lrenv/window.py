@@ -28,7 +28,6 @@ class Interval:
         lr: The learning rate of these steps, ``(r,)``.
         stats: Statistics of the measured steps, in order; the last steps of the interval.
         val_loss: Validation loss, ``(r,)``, or None if the job gives none.
-        probe: Losses along the last update, ``(r, 5)``, or None; see :data:`lrenv.probe.Probe`.
     """
 
     start: int
@@ -37,7 +36,6 @@ class Interval:
     lr: Tensor
     stats: Sequence[StepStats]
     val_loss: Tensor | None
-    probe: Tensor | None = None
 
     def to_state(self) -> dict[str, Any]:
         """Return the interval as tensors and plain values."""

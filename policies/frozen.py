@@ -69,11 +69,6 @@ class FrozenPolicy:
         preset: Preset = self.card["preset"]
         return preset
 
-    @property
-    def probes(self) -> bool:
-        """Whether it reads probes of the loss, see :class:`lrenv.probe.LossProbe`."""
-        return "probe_given" in self.card["features"]
-
     @torch.no_grad()
     def act(self, controller: Controller) -> Tensor:
         """Return the actions ``(r,)`` for the decision a controller waits for.

@@ -132,29 +132,6 @@ def test_losses_equal_those_of_single_runs(data_of, dtype, tolerance, family, op
         assert batched.evaluate(split)[1].tolist() == hits
 
 
-@pytest.mark.parametrize("seeds", [(4, 4), (4, 5)], ids=["shared", "distinct"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_probes_equal_those_of_single_runs(data_of, family, seeds):
-    spec = FAMILIES[family]
-    data = data_of[spec.kind]
-    singles = [in_double(spec, data, seed) for seed in seeds]
-    batched = BatchedTrainee([spec] * 2, data, seeds, torch.float64)
-    probes, losses = [], []
-    for trainee in (*singles, batched):
-        lr = torch.full((trainee.n_runs,), 0.01, dtype=torch.float64)
-        trainee.backward()
-        before = [p.clone() for p in trainee.parameters()]
-        trainee.update(lr)
-        updates = [p - old for p, old in zip(trainee.parameters(), before, strict=True)]
-        probes.append(trainee.probe(trainee.parameters(), updates))
-        losses.append(trainee.backward())
-
-    torch.testing.assert_close(probes[2], torch.cat(probes[:2]).double(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(losses[2], torch.cat(losses[:2]), rtol=1e-10, atol=0)
-    torch.testing.assert_close(probes[2][:, 0], losses[2], rtol=1e-6, atol=0)
-    assert probes[2].std(1).min() > 1e-4
-
-
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)], ids=["shared", "distinct"])
 def test_each_run_has_its_own_settings(tiny_data, seeds):
     specs = [

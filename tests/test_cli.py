@@ -204,9 +204,7 @@ def test_evaluate_writes_results_and_report(
         "polynomial",
         "wsd",
         "constant",
-        "LR-matched constant: random",
-        "LR-matched constant: random, probed",
-        "learned: random, probed",
+        "LR-matched constant",
         "tuned expert",
     }
     assert summary["learned: random"]["runs"] == 4

@@ -39,8 +39,6 @@ def test_decisions_are_those_that_were_made(scheduler):
     torch.testing.assert_close(changes, 2 * actions, rtol=0, atol=1e-4)
     assert set(rows[0]["moved_by"]) == set(SIGNALS)
     assert any(abs(row["moved_by"]["training loss"]) > 0.01 for row in rows)
-    # the job gave no probes, so that hiding them changes nothing
-    assert all(row["moved_by"]["probes"] == 0 for row in rows)
 
 
 def test_a_share_is_what_the_group_changed(scheduler):

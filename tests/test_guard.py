@@ -15,7 +15,6 @@ from torch import nn
 
 from lrenv import LearnedLR, load_policy
 from lrenv.action import LOG_RANGE
-from lrenv.probe import LossProbe
 
 POLICY = load_policy()
 MODES = st.sampled_from(["fine", "skipped", "no loss", "no gradients", "twice", "replaced"])
@@ -141,24 +140,3 @@ def test_a_run_comes_back_to_its_last_good_weights(bad: float, reason: str) -> N
     assert all(torch.equal(v, states[place][k]) for k, v in model.state_dict().items())
     seen = [state["exp_avg"] for state in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(seen, moments[place], strict=True))
-
-
-def test_a_probe_that_fails_is_given_up_with_a_warning() -> None:
-    model, optimizer, _ = job()
-    calls = []
-
-    def broken() -> torch.Tensor:
-        calls.append(1)
-        raise FileNotFoundError("the batch is gone")
-
-    scheduler = LearnedLR(optimizer, 40, POLICY, probe=LossProbe(model, broken))
-    for step in range(4):  # the first decision comes behind the third step
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            take_step(model, optimizer)
-            scheduler.step(1.0)
-        messages = [str(warning.message) for warning in caught]
-        assert any("got FileNotFoundError: the batch is gone" in m for m in messages) == (step == 2)
-
-    assert len(calls) == 1
-    assert scheduler.decisions[-1]["features"]["probe_given"] == 0

@@ -13,7 +13,6 @@ from lrenv.decisions import DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
 from lrenv.training.rollout import (
-    PROBE_COLUMNS,
     VAL_COLUMNS,
     VALIDATE_EVERY,
     NetworkChoice,
@@ -35,19 +34,17 @@ def waver(token: Tensor, controller: Controller) -> Tensor:
     return sign / (controller.step + 1)
 
 
-def test_signals_are_dropped_for_a_share_of_the_runs():
+def test_signals_are_dropped_for_half_and_a_tenth_of_the_runs():
     mask = drop_signals(20_000, generator())
 
     no_val = mask[:, VAL_COLUMNS] == 0
     unknown = mask[:, [COLUMN[f"optimizer_{k}"] for k in ("known", "adaptive", "momentum")]] == 0
-    no_probe = mask[:, PROBE_COLUMNS] == 0
-    for dropped, share in [(no_val, 0.5), (no_probe, 0.5), (unknown, 0.1)]:
+    for dropped, share in [(no_val, 0.5), (unknown, 0.1)]:
         assert torch.equal(dropped.all(1), dropped.any(1))
         assert dropped.float().mean().item() == pytest.approx(share, abs=0.02)
-    signals = ("val_", "probe_", "optimizer_")
-    others = [i for i, name in enumerate(FEATURES) if not name.startswith(signals)]
+    others = [i for i, name in enumerate(FEATURES) if not name.startswith(("val_", "optimizer_"))]
     assert mask[:, others].min() == 1
-    assert (len(VAL_COLUMNS), len(PROBE_COLUMNS)) == (3, 5)
+    assert len(VAL_COLUMNS) == 3
 
 
 def test_a_rollout_keeps_every_decision(tiny_task):
@@ -101,10 +98,10 @@ def test_masked_signals_reach_neither_policy_nor_record(tiny_task):
     assert torch.equal(tokens[0][:, others], tokens[1][:, others])
 
 
-def test_a_diverged_run_ends_with_a_loss_that_is_not_finite(tiny_task):
+def test_a_diverged_run_ends_with_a_loss_that_shows_it(tiny_task):
     rollout = roll_out(tiny_task, 1, lambda token, controller: torch.full((1,), 1.0))
 
-    assert rollout.final.isnan().all()
+    assert not rollout.final.item() < 1e3
     assert rollout.tokens.isfinite().all()
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
-from lrenv.probe import FACTORS
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
@@ -80,17 +79,16 @@ class BatchedTrainee:
         """Compute gradients on the next batch of each run and return the losses, ``(r,)``."""
         index = self._order[:, self._step]
         self._step += 1
-        losses = [model.backward(*self._batch(index, runs)) for runs, model in self._parts]
+        losses = []
+        for runs, model in self._parts:
+            own = index if self._shared else index[runs]
+            x = self._x.index_select(0, own.flatten())
+            if not self._shared:
+                x = x.unflatten(0, own.shape)
+            rows = own + self._first_row[runs]
+            labels = self._labels.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+            losses.append(model.backward(x, labels))
         return torch.cat(losses)
-
-    def probe(self, params: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
-        """Losses of the coming batch along the last update, see :data:`lrenv.probe.Probe`."""
-        batch = self._batch(self._order[:, self._step], slice(None))
-        points = (
-            [torch.add(p, u, alpha=factor) for p, u in zip(params, updates, strict=True)]
-            for factor in (0.0, *FACTORS)
-        )
-        return torch.stack([self._model.losses_at(point, *batch) for point in points], 1)
 
     def update(self, lr: Tensor) -> None:
         """Take an optimizer step at learning rates ``(r,)``."""
@@ -118,15 +116,6 @@ class BatchedTrainee:
     def _place(self, x: Tensor) -> Tensor:
         """Bring inputs to the device, and to the precision unless they are tokens."""
         return x.to(self._device, self._dtype if x.is_floating_point() else x.dtype)
-
-    def _batch(self, index: Tensor, runs: slice) -> tuple[Tensor, Tensor]:
-        """Inputs and labels ``(r, n, ...)`` of some runs; shared inputs are ``(n, ...)``."""
-        own = index if self._shared else index[runs]
-        x = self._x.index_select(0, own.flatten())
-        if not self._shared:
-            x = x.unflatten(0, own.shape)
-        rows = own + self._first_row[runs]
-        return x, self._labels.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
     def _load_data(self, specs: Sequence[RunSpec], seeds: Sequence[int]) -> None:
         data, n_train = self.dataset, len(self.dataset.x_train)

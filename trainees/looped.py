@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lrenv.probe import undisturbed
 from lrenv.trainees.specs import RunSpec
 from lrenv.trainees.stacked import StackedModel, trained
 
@@ -45,20 +44,6 @@ class LoopedModel(StackedModel):
     def logits(self, params: Mapping[str, Tensor], x: Tensor, training: bool) -> Tensor:
         """Refuse: the models hold their parameters themselves."""
         raise NotImplementedError("Expected a call of backward or score of models in a loop.")
-
-    @torch.no_grad()
-    def losses_at(self, params: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """Compute each run's loss at other parameters, see :class:`StackedModel`."""
-        kept = [p.clone() for p in self.params]
-        for own, other in zip(self.params, params, strict=True):
-            own.copy_(other)
-        losses = []
-        for run, model in enumerate(self._models):
-            with undisturbed(model):
-                losses.append(self._spec.loss(model, x if x.ndim == 2 else x[run], y[run]))
-        for own, old in zip(self.params, kept, strict=True):
-            own.copy_(old)
-        return torch.stack(losses)
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute each run's gradients and return the losses, see :class:`StackedModel`."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lrenv.observation import OptimizerTraits, traits_of
-from lrenv.probe import LossProbe
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
@@ -73,15 +72,6 @@ class SingleTrainee:
     def batch_loss(self) -> Tensor:
         """Compute the loss of the batch that :meth:`backward` was last called on, a scalar."""
         index = self._order[self._step - 1]
-        return self.spec.loss(self.model, self.dataset.x_train[index], self._labels[index])
-
-    def probe(self, params: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
-        """Losses of the coming batch along the last update, see :data:`lrenv.probe.Probe`."""
-        return LossProbe(self.model, self.next_loss)(params, updates)
-
-    def next_loss(self) -> Tensor:
-        """Compute the loss of the coming batch, a scalar."""
-        index = self._order[self._step]
         return self.spec.loss(self.model, self.dataset.x_train[index], self._labels[index])
 
     def update(self, lr: Tensor) -> None:

@@ -77,23 +77,6 @@ class StackedModel(ABC):
         losses = F.cross_entropy(logits, targets, reduction="none").sum(1)
         return losses, (logits.argmax(1) == targets).sum(1), y.numel()
 
-    @torch.no_grad()
-    def losses_at(self, params: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """Compute each run's mean loss of a batch at other parameters, ``(r,)``.
-
-        Batch norm reads the batch and takes no note of it, and dropout is off.
-
-        Args:
-            params: The parameters, ``(r, ...)`` each.
-            x: As in :meth:`logits`.
-            y: Labels, ``(r, n, ...)``.
-        """
-        kept = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        logits = self.logits(dict(zip(self._names, params, strict=True)), x, training=True)
-        for name, buffer in kept.items():
-            self.buffers[name].copy_(buffer)
-        return F.cross_entropy(logits, y.flatten(1), reduction="none").mean(1)
-
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute each run's gradients of its mean loss.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
-from lrenv.probe import LossProbe
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
@@ -53,38 +52,32 @@ class PolicyPart:
     Attributes:
         policy: The policy.
         hints: LRs that its optimizers are made with.
-        probed: Give it probes of the loss of the coming batch.
         layerwise: Multiply its LR by LC's multipliers.
     """
 
     policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
-    probed: bool = False
     layerwise: bool = False
 
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
         own = [self.policy.card["sha256"], self.hints]
-        extras = [name for name in ("probed", "layerwise") if getattr(self, name)]
-        return ["policy", self.policy.name, *own, *extras]
+        return ["policy", self.policy.name, *own, *(["layerwise"] if self.layerwise else [])]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         records, mean_lr = [], 0.0
-        extras = {"probed": self.probed, "with LC": self.layerwise}
-        called = ", ".join([self.policy.name, *(name for name, on in extras.items() if on)])
+        called = f"{self.policy.name}, with LC" if self.layerwise else self.policy.name
         for hint in self.hints:
             trainee = build_trainee(task)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = hint
             began = time.perf_counter()
-            probe = LossProbe(trainee.model, trainee.next_loss) if self.probed else None
             scheduler = LearnedLR(
                 trainee.optimizer,
                 task.spec.total_steps,
                 self.policy,
-                probe=probe,
                 layerwise="lc" if self.layerwise else None,
             )
             setup = time.perf_counter() - began

@@ -128,7 +128,6 @@ def compared_parts(settings: EvaluateSettings) -> list[Part]:
         get_peer(name).load()
     return [
         *(PolicyPart(policy, settings.hints) for policy in policies),
-        *(PolicyPart(policy, settings.hints, probed=True) for policy in policies if policy.probes),
         *(PolicyPart(p, settings.hints, layerwise=True) for p in policies if settings.layerwise),
         ExpertsPart(settings.peak),
         *(PeerPart(name, settings.peak, settings.tune_peers) for name in peers),

@@ -157,13 +157,10 @@ def fine_tune(
 def _measure(
     actor: Head, selection: list[Task], fresh: list[Task], workers: Workers
 ) -> dict[str, Any]:
-    found = {}
-    for name, tasks in (("selection_tasks", selection), ("fresh_tasks", fresh)):
-        ratios = evaluate_actor(actor, tasks, workers)
-        found[name] = summary(ratios[:, :2])
-        if ratios.shape[1] > 2:
-            found[f"{name}_probed"] = summary(ratios[:, 2:])
-    return found
+    return {
+        "selection_tasks": summary(evaluate_actor(actor, selection, workers)),
+        "fresh_tasks": summary(evaluate_actor(actor, fresh, workers)),
+    }
 
 
 def _card(

@@ -29,7 +29,6 @@ from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.rollout import (
-    PROBE_COLUMNS,
     VAL_COLUMNS,
     NetworkChoice,
     Rollout,
@@ -264,11 +263,10 @@ def roll_out_group(task: Task, seed: int, actor: Head, settings: GeneralistSetti
 
 
 def evaluate_actor(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> Tensor:
-    """Log ratio to the tuned expert on each task, by the signals that are given.
+    """Log ratio to the tuned expert on each task, without and with a validation loss.
 
     Returns:
-        Values without and with a validation loss, then, of an actor that reads them, the same with
-        probes: ``(len(tasks), 2)`` or ``(len(tasks), 4)``; infinite where a run diverged.
+        Two values a task, ``(len(tasks), 2)``; infinite where a run diverged.
     """
     final = torch.stack(list(workers.starmap(_final_losses, [(task,) for task in tasks], actor)))
     references = torch.tensor([search_experts(task).reference for task in tasks])
@@ -276,13 +274,9 @@ def evaluate_actor(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PRO
 
 
 def _final_losses(task: Task, actor: Head) -> Tensor:
-    probed = bool(torch.isin(actor.columns, torch.tensor(PROBE_COLUMNS)).any())
-    mask = torch.ones(4 if probed else 2, len(FEATURES))
-    for column in VAL_COLUMNS:
-        mask[::2, column] = 0.0
-    for column in PROBE_COLUMNS:
-        mask[:2, column] = 0.0
-    return roll_out(task, len(mask), NetworkChoice(actor), mask).final
+    mask = torch.ones(2, len(FEATURES))
+    mask[0, VAL_COLUMNS] = 0.0
+    return roll_out(task, 2, NetworkChoice(actor), mask).final
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

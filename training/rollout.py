@@ -25,7 +25,6 @@ VALIDATION_EXAMPLES = 256
 """Examples of the validation split that the policy's signal is computed on."""
 
 VAL_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("val_")]
-PROBE_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("probe_")]
 _OPTIMIZER_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("optimizer_")]
 
 Choose = Callable[[Tensor, Controller], Tensor]
@@ -52,16 +51,13 @@ class Rollout:
 def drop_signals(n_runs: int, generator: torch.Generator) -> Tensor:
     """Draw a mask ``(r, f)`` that hides signals some jobs do not give.
 
-    Half the runs see no validation loss, half no probe, a tenth does not know its optimizer.
+    Half the runs see no validation loss, a tenth does not know its optimizer.
     """
     mask = torch.ones(n_runs, len(FEATURES))
     no_val = torch.rand(n_runs, generator=generator) < 0.5
     unknown = torch.rand(n_runs, generator=generator) < 0.1
-    no_probe = torch.rand(n_runs, generator=generator) < 0.5
     for column in VAL_COLUMNS:
         mask[no_val, column] = 0.0
-    for column in PROBE_COLUMNS:
-        mask[no_probe, column] = 0.0
     for column in _OPTIMIZER_COLUMNS:
         mask[unknown, column] = 0.0
     return mask
@@ -77,10 +73,7 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
         mask: Signals that each run is given, ``(r, f)``; all by default.
     """
     trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-    probed = mask is None or bool(mask[:, PROBE_COLUMNS].any())
-    controller = Controller(
-        task.spec.total_steps, trainee.traits, n_runs, probe=trainee.probe if probed else None
-    )
+    controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
     observer = controller.observer
     assert isinstance(observer, ScaleFreeObserver)
     actions: list[Tensor] = []

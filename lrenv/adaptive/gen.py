@@ -8,7 +8,8 @@ Shape legend: j probes, k groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
-from lrenv.probe import undisturbed
 
 KEEP = 0.9
 """Share of the old LR in the new one (GeN, algorithm 1)."""
@@ -102,7 +102,7 @@ class HiDLR(LRScheduler):
         if not self._before:
             return
         probes = self._draw(len(self._before))
-        with undisturbed(self._model):
+        with _undisturbed(self._model):
             losses = self._losses_at(probes)
         self._before = []
         fit = fit_quadratic(probes, losses[1:] - losses[0])
@@ -322,3 +322,28 @@ def _kind(name: str, param: Tensor, norms: set[str], head: str) -> str:
     if name == head:
         return "head"
     return "bias" if param.ndim < 2 else "rest"
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Dropout off, batch norm on the batch; buffers and random states come back bit for bit."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.eval()
+    for module, training in modes.items():
+        if training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    try:
+        with torch.random.fork_rng(_gpus(model)):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def _gpus(model: nn.Module) -> list[torch.device]:
+    """The GPUs that a model is on; the states of all others stay untouched."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
