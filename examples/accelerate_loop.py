@@ -15,7 +15,8 @@ labels = (inputs[:, :10].square().sum(1) > inputs[:, 10:].square().sum(1)).long(
 loader = DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
 model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
 model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters()), loader)
-steps = EPOCHS * len(loader) // accelerator.gradient_accumulation_steps
+# an epoch ends with an optimizer step, be it of fewer batches
+steps = EPOCHS * -(-len(loader) // accelerator.gradient_accumulation_steps)
 # It counts optimizer steps itself, in every process: there is no need to prepare it.
 scheduler = LearnedLR(optimizer, total_steps=steps)
 

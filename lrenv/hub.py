@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
 from lrenv.errors import PolicyFileError
-from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
+from lrenv.policies.frozen import FrozenPolicy, save_policy
 
 
 def push_to_hub(policy: FrozenPolicy, repo_id: str, **kwargs: Any) -> str:
@@ -27,18 +27,22 @@ def push_to_hub(policy: FrozenPolicy, repo_id: str, **kwargs: Any) -> str:
     Returns:
         The address of the commit.
     """
-    return str(_Shared(policy).push_to_hub(repo_id, **kwargs))
+    return str(_Shared(policy, repo_id).push_to_hub(repo_id, **kwargs))
 
 
 def download_policy(repo_id: str) -> Path:
     """Download a policy, or find it in the hub's cache; returns the path of its card.
+
+    Args:
+        repo_id: ``owner/name``, or ``owner/name@revision``, which no later upload changes.
 
     Raises:
         PolicyFileError: There is no such repository, or no policy in it.
     """
     try:
         files = ["*.json", "*.safetensors"]
-        folder = Path(snapshot_download(repo_id, allow_patterns=files))
+        name, _, revision = repo_id.partition("@")
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise PolicyFileError(
@@ -58,15 +62,11 @@ def download_policy(repo_id: str) -> Path:
 class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
     """A policy as the hub's mixin wants it."""
 
-    def __init__(self, policy: FrozenPolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: FrozenPolicy, repo_id: str) -> None:
+        self._policy, self._repo_id = policy, repo_id
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_policy(save_directory, self._policy.name, self._policy.actor, self._policy.card)
-
-    @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> _Shared:
-        return cls(load_policy(download_policy(kwargs["model_id"])))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Make the model card of the policy's own."""
@@ -76,7 +76,7 @@ class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n# {name}: learning rates with nothing to tune\n\n"
             "```python\nfrom lrenv import LearnedLR\n\n"
-            'scheduler = LearnedLR(optimizer, total_steps=1000, policy="owner/name")\n```\n\n'
+            f'scheduler = LearnedLR(optimizer, total_steps=1000, policy="{self._repo_id}")\n```\n\n'
             f"Made by `{card.get('made_by', 'unknown')}`, trained on "
             f"{card.get('training_families', 'unknown tasks')}.\n\n"
             "Final validation loss over the tuned expert's, on tasks of the training family:\n\n"

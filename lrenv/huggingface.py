@@ -26,19 +26,22 @@ from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
 
 
-def use_learned_lr(trainer: Trainer, policy: str | Path | FrozenPolicy = DEFAULT_POLICY) -> None:
+def use_learned_lr(
+    trainer: Trainer, policy: str | Path | FrozenPolicy = DEFAULT_POLICY, **kwargs: Any
+) -> None:
     """Let a frozen policy set a trainer's learning rate; call it ahead of ``trainer.train()``.
 
     The trainer makes its scheduler anew for every training, as it always does, but a
     :class:`LearnedLR` of the length of that training; one that was given to it in ``optimizers=``
     stays. The scheduler is told the loss of every optimizer step, over all accumulated batches, and
-    the loss of every evaluation. Checkpoints hold its state, and ``learning_rate`` is logged as
-    ever; ``learning_rate``, ``lr_scheduler_type`` and ``warmup_steps`` of the arguments count for
-    nothing.
+    the loss of every evaluation (of several data sets at once, none). Checkpoints hold its state,
+    and ``learning_rate`` is logged as ever; ``learning_rate``, ``lr_scheduler_type`` and
+    ``warmup_steps`` of the arguments count for nothing.
 
     Args:
         trainer: The trainer.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
+        kwargs: Further arguments of :class:`LearnedLR`, such as ``rollback``.
 
     Raises:
         InputError: The trainer has another scheduler already.
@@ -58,7 +61,7 @@ def use_learned_lr(trainer: Trainer, policy: str | Path | FrozenPolicy = DEFAULT
     ) -> LearnedLR:
         if host.lr_scheduler is None:
             optimizer = host.optimizer if optimizer is None else optimizer
-            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded)
+            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded, **kwargs)
             host._created_lr_scheduler = True
         scheduler: LearnedLR = host.lr_scheduler
         return scheduler

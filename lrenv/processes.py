@@ -1,6 +1,7 @@
 """What the processes of a distributed job must agree on; nothing where there is one process.
 
 All ranks must have the same LR, so every function here is called by all of them, at the same steps.
+The processes are those of torch.distributed's default group, training one model between them.
 """
 
 from __future__ import annotations

@@ -43,6 +43,9 @@ class LearnedLR(LRScheduler):
         scheduler.step(loss)
     ```
 
+    In a distributed job (DDP, FSDP by ``fully_shard``) every process makes one and calls it at the
+    same steps; the LR is the same in all of them.
+
     Args:
         optimizer: Any torch optimizer.
         total_steps: Length of the whole run in optimizer steps; :meth:`set_total_steps` changes it.
@@ -53,7 +56,7 @@ class LearnedLR(LRScheduler):
             optimizer's state; they are not saved, so that a resumed run starts without any.
         layerwise: ``"lc"`` multiplies the policy's LR, tensor by tensor, by LC's multipliers with a
             mean of 1 (:class:`lrenv.adaptive.LCSensitivityLR`); the optimizer gets one group a
-            tensor.
+            tensor, and every step reads one number of each tensor back from the device.
         last_epoch: −1, as hosts pass it to torch's schedulers; any other is refused.
 
     Attributes:

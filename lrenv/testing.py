@@ -37,7 +37,8 @@ def check_scheduler(factory: Factory) -> None:
         AssertionError: A check failed; its message names all that did, and why.
     """
     failed = {name: reason for name, reason in run_checks(factory).items() if reason}
-    assert not failed, "\n".join(f"{name}: {reason}" for name, reason in failed.items())
+    if failed:
+        raise AssertionError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 
 
 def run_checks(factory: Factory) -> dict[str, str | None]:
@@ -47,10 +48,11 @@ def run_checks(factory: Factory) -> dict[str, str | None]:
         factory: Makes a scheduler for an optimizer and a number of optimizer steps.
     """
     results: dict[str, str | None] = {}
+    if not __debug__:
+        raise RuntimeError("Expected assertions, got python -O; run the checks without it.")
     for name, check in CHECKS.items():
-        torch.manual_seed(0)
         try:
-            with warnings.catch_warnings():
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 check(factory)
             results[name] = None

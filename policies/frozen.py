@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrenv.controller import PRESETS, Controller, Preset
-from lrenv.errors import PolicyFileError
+from lrenv.errors import InputError, PolicyFileError
 from lrenv.files import write_atomic
 from lrenv.observation import FEATURES, ClassicObserver, ScaleFreeObserver
 from lrenv.policies.network import Head, state_on_cpu
@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 DEFAULT_POLICY = "default"
 
 _SUFFIXES = (".json", ".safetensors")
+_HUB_ID = r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?"
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
@@ -36,7 +37,13 @@ def feature_list(preset: str, actor: Head) -> list[str]:
 
 
 def build_actor(features: Sequence[str] = FEATURES) -> Head:
-    """Make an actor of the scale-free preset that reads some features, in the order of all."""
+    """Make an actor of the scale-free preset that reads some features, in the order of all.
+
+    Raises:
+        InputError: The mark of a token, ``valid``, is not among them.
+    """
+    if "valid" not in features:
+        raise InputError("Expected the feature valid among those that a policy reads, got none.")
     columns = [FEATURES.index(name) for name in features]
     return Head("scale-free", len(FEATURES), columns)
 

@@ -4,6 +4,11 @@ Sources: LRBench++ ("Rethinking Learning Rate Tuning in the Era of Language Mode
 2309.08859), LRBench (TIST 2023). A policy is written ``k0_0.001+k1_0.006+lrPolicy_TRI+l_2000``, a
 composition as policies joined by ``-``, then ``-AT-`` and the steps at which the next one takes
 over, each starting anew from its step 0. Step t counts from 0; l is in optimizer steps.
+
+Where the paper and LRBench's own code differ, this is the paper: COS2 halves at its crests, and
+RSW starts a tooth, rather than ends one, at multiples of l. The code's further waves (DTRI, DSIN,
+UPCOS, SINRSW, COSRSW) are not here. Its change-on-plateau goes back to the policy before as long as
+less than four fifths of the run are over; :class:`ChangeOnPlateau` goes through its list in order.
 """
 
 from __future__ import annotations
@@ -125,14 +130,19 @@ class LRPolicy:
                 f"Expected {', '.join(needed)} for {self.kind}, got {', '.join(given) or 'none'}."
             )
         for name, value in self.values.items():
-            several = list(value) if isinstance(value, tuple) else [value]
-            rising = all(a < b for a, b in pairwise(several))
-            least = 1 if name == "l" else 0
-            if not rising or not all(math.isfinite(x) and x >= least for x in several):
-                raise InputError(
-                    f"Expected {name} of at least {least}, and rising where there are several; got "
-                    f"{_text(value)} for {self.kind}."
-                )
+            self._check(name, _steps(value))
+
+    def _check(self, name: str, values: tuple[Any, ...]) -> None:
+        least = 1.0 if name == "l" else 0.0
+        if name == "gamma" and self.kind == "SIG":  # negative where it falls
+            least = -math.inf
+        rising = all(a < b for a, b in pairwise(values))
+        many = len(values) > 1 and (self.kind, name) != ("NSTEP", "l")
+        if many or not rising or not all(math.isfinite(x) and x >= least for x in values):
+            raise InputError(
+                f"Expected {name} of at least {least:g}, and only for NSTEP several, rising; got "
+                f"{_text(values)} for {self.kind}."
+            )
 
     def __call__(self, step: float) -> float:
         """The LR at a step."""
@@ -190,8 +200,8 @@ def parse_policy(text: str) -> LRPolicy | Composition:
         InputError: It cannot be read.
     """
     policies, at, boundaries = text.partition("-AT-")
-    # A minus sign or a plus sign behind an e is that of an exponent.
-    parts = tuple(_parse_one(part) for part in re.split(r"(?<!e)-", policies))
+    # A sign behind an e is that of an exponent, behind a _ that of a number.
+    parts = tuple(_parse_one(part) for part in re.split(r"(?<![eE_])-", policies))
     if not at:
         if len(parts) > 1:
             raise InputError(f"Expected -AT- and boundaries behind several policies, got {text!r}.")
@@ -202,8 +212,10 @@ def parse_policy(text: str) -> LRPolicy | Composition:
 def _parse_one(text: str) -> LRPolicy:
     values: dict[str, Any] = {}
     last = ""
-    for part in re.split(r"(?<!e)\+", text):
+    for part in re.split(r"(?<![eE_])\+", text):
         name, _, value = part.partition("_")
+        if name in values:
+            raise InputError(f"Expected each name once, got {name!r} again in {text!r}.")
         if value:
             last = name
             values[name] = value if name == "lrPolicy" else _number(value, text)
@@ -218,8 +230,15 @@ def _parse_one(text: str) -> LRPolicy:
 
 
 def policy_lr(optimizer: Optimizer, policy: LRPolicy | Composition) -> LambdaLR:
-    """A torch scheduler of a policy; groups keep the ratios of their LRs, the first is the unit."""
-    unit = float(optimizer.param_groups[0]["lr"])
+    """A torch scheduler of a policy; groups keep the ratios of their LRs, the first is the unit.
+
+    Raises:
+        InputError: The first group's LR is not positive.
+    """
+    group = optimizer.param_groups[0]
+    unit = float(group.get("initial_lr", group["lr"]))
+    if not unit > 0:
+        raise InputError(f"Expected a positive LR in the optimizer's first group, got {unit}.")
     return LambdaLR(optimizer, lambda step: policy(step) / unit)
 
 
@@ -286,8 +305,8 @@ def _number(text: str, whole: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"Expected a number, got {text!r} in {whole!r}.") from None
-    return int(value) if value.is_integer() and not re.search(r"[.e]", text) else value
+    return int(value) if value.is_integer() and not re.search(r"[.eE]", text) else value
 
 
 def _text(value: Any) -> str:
-    return "+".join(f"{x:g}" if isinstance(x, float) else str(x) for x in _steps(value))
+    return "+".join(map(repr, _steps(value)))

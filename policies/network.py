@@ -165,7 +165,16 @@ class Head(nn.Module):
         return self.head(self.trunk.last(self.read(observation)))[..., 0]  # type: ignore[no-any-return]
 
     def start_from(self, other: Head) -> None:
-        """Take the weights of an actor that may read fewer features; the others start unheard."""
+        """Take the weights of an actor that may read fewer features; the others start unheard.
+
+        Raises:
+            InputError: The other actor reads a feature that this one does not.
+        """
+        if not bool(torch.isin(other.columns, self.columns).all()):
+            raise InputError(
+                "Expected a start that reads no feature but those of the new policy, got more; "
+                "hide fewer."
+            )
         state = other.state_dict()
         known = torch.isin(self.columns, other.columns)
         embed = state["trunk.embed.weight"]

@@ -20,7 +20,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(folder_path, tmp_path / repo_id)
         return f"hub/{repo_id}/commit/1"
 
-    def snapshot_download(repo_id, allow_patterns):
+    def snapshot_download(repo_id, allow_patterns, revision):
         if not (tmp_path / repo_id).exists():
             raise OSError(f"404: {repo_id}\nRepository Not Found")
         return str(tmp_path / repo_id)
@@ -34,9 +34,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_policy_goes_to_the_hub_and_comes_back(hub: Path) -> None:
     policy = load_policy("mlp")
     assert push_to_hub(policy, "me/fine.policy-2", private=True) == "hub/me/fine.policy-2/commit/1"
-    again = load_policy("me/fine.policy-2")
-
-    assert again.card == policy.card
+    for name in ("me/fine.policy-2", "me/fine.policy-2@v1.0"):
+        assert load_policy(name).card == policy.card
     assert {p.name for p in (hub / "me/fine.policy-2").iterdir()} == {
         "README.md",
         "mlp.json",
@@ -45,6 +44,7 @@ def test_a_policy_goes_to_the_hub_and_comes_back(hub: Path) -> None:
     card = ModelCard.load(hub / "me/fine.policy-2/README.md")
     assert card.data.library_name == "lrenv"
     assert "lrenv train generalist" in card.text
+    assert 'policy="me/fine.policy-2"' in card.text
 
 
 def test_what_the_hub_does_not_have_is_said(hub: Path) -> None:

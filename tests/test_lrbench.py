@@ -75,6 +75,11 @@ def test_the_source_s_own_examples():
     assert parse_policy(text)(2000) == pytest.approx(0.006)
     assert parse_policy("k1_6e-3+k0_1e-3+lrPolicy_TRI+l_2000") == parse_policy(text)
     assert parse_policy("k0_1e+0+lrPolicy_FIX")(7) == 1.0
+    assert parse_policy("k0_1E-5+lrPolicy_FIX")(7) == 1e-5
+    falling = parse_policy("k0_0.1+gamma_-0.5+lrPolicy_SIG+l_10")
+    assert [falling(t) for t in (0, 10, 99)] == pytest.approx([0.1, 0.05, 0.0], abs=1e-3)
+    exact = "k0_0.123456789+lrPolicy_FIX"
+    assert str(parse_policy(exact)) == exact
     steps = parse_policy("k0_0.1+gamma_0.1+lrPolicy_NSTEP+l_30+60+80")
     assert [steps(t) for t in (29, 30, 60, 80)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])
 
@@ -112,9 +117,11 @@ def test_lrs_stay_between_zero_and_the_larger_k(kind, k0, k1, gamma, step):
         ("lrPolicy_TRI+k0_0.1+l_5", "Expected k0, k1, l for TRI, got k0, l"),
         ("k0_x+lrPolicy_FIX", "Expected a number, got 'x' in"),
         ("k0+lrPolicy_FIX", "Expected name_value, joined by \\+, got 'k0'"),
-        ("k0_-1+lrPolicy_FIX", "Expected"),
+        ("k0_-1+lrPolicy_FIX", "Expected k0 of at least 0, .*; got -1 for FIX"),
+        ("k0_0.1+k1_0.2+lrPolicy_TRI+l_10+20", "only for NSTEP several, .*; got 10\\+20 for TRI"),
+        ("k0_0.1+k0_0.2+lrPolicy_FIX", "each name once, got 'k0' again"),
         ("k0_0.1+gamma_0.1+l_0+lrPolicy_STEP", "Expected l of at least 1"),
-        ("k0_0.1+gamma_0.1+lrPolicy_NSTEP+l_30+20", "rising where there are several; got 30\\+20"),
+        ("k0_0.1+gamma_0.1+lrPolicy_NSTEP+l_30+20", "several, rising; got 30\\+20"),
         ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX", "Expected -AT- and boundaries"),
         ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX-AT-5+9", "Expected 1 rising boundaries for 2"),
         ("k0_nan+lrPolicy_FIX", "Expected k0 of at least 0"),

@@ -48,6 +48,12 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     start = load_policy(settings.start) if settings.start else None
+    unknown = [start for start in settings.hidden if not any(f.startswith(start) for f in FEATURES)]
+    if unknown:
+        raise InputError(
+            f"Expected hidden features to begin like one of {', '.join(FEATURES)}; got "
+            f"{', '.join(unknown)}."
+        )
     actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
     n, held_out = settings.tasks, settings.held_out
     drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
