@@ -26,7 +26,6 @@ DEFAULT_POLICY = "default"
 
 _SUFFIXES = (".json", ".safetensors")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?"
-_HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
 def feature_list(preset: str, actor: Head) -> list[str]:
