@@ -27,7 +27,9 @@ def push_to_hub(policy: FrozenPolicy, repo_id: str, **kwargs: Any) -> str:
     Returns:
         The address of the commit.
     """
-    return str(_Shared(policy, repo_id).push_to_hub(repo_id, **kwargs))
+    shared = _Shared(policy)
+    shared.repo_id = repo_id
+    return str(shared.push_to_hub(repo_id, **kwargs))
 
 
 def download_policy(repo_id: str) -> Path:
@@ -62,8 +64,10 @@ def download_policy(repo_id: str) -> Path:
 class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
     """A policy as the hub's mixin wants it."""
 
-    def __init__(self, policy: FrozenPolicy, repo_id: str) -> None:
-        self._policy, self._repo_id = policy, repo_id
+    repo_id: str
+
+    def __init__(self, policy: FrozenPolicy) -> None:
+        self._policy = policy
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_policy(save_directory, self._policy.name, self._policy.actor, self._policy.card)
@@ -76,7 +80,7 @@ class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n# {name}: learning rates with nothing to tune\n\n"
             "```python\nfrom lrenv import LearnedLR\n\n"
-            f'scheduler = LearnedLR(optimizer, total_steps=1000, policy="{self._repo_id}")\n```\n\n'
+            f'scheduler = LearnedLR(optimizer, total_steps=1000, policy="{self.repo_id}")\n```\n\n'
             f"Made by `{card.get('made_by', 'unknown')}`, trained on "
             f"{card.get('training_families', 'unknown tasks')}.\n\n"
             "Final validation loss over the tuned expert's, on tasks of the training family:\n\n"
