@@ -26,6 +26,7 @@ from lrenv.trainees.tasks import Task
 from lrenv.trainees.unseen import unseen_tasks
 from lrenv.training.expert_search import search_experts
 from lrenv.training.progress import console, track
+from lrenv.training.range_page import batches
 from lrenv.training.runfolder import write_json
 
 FACTOR = 3.0
@@ -72,16 +73,13 @@ def _row(name: str, task: Task) -> dict[str, Any]:
 
 def _tested(task: Task, mode: Any) -> Any:
     trainee = build_trainee(task)
-    index = torch.randperm(len(trainee.dataset.x_train), generator=torch.Generator().manual_seed(1))
-    data = trainee.dataset
-    parts = [(data.x_train[i], data.y_train[i]) for i in index.split(task.spec.batch_size)[:-1]]
     for group in trainee.optimizer.param_groups:
         group["lr"] = 1.0
     try:
         return range_test(
             trainee.model,
             trainee.optimizer,
-            parts or [(data.x_train, data.y_train)],
+            batches(trainee),
             lambda model, batch: task.spec.loss(model, *batch),
             low=1e-5,
             high=100.0,

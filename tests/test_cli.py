@@ -226,3 +226,18 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("mode", ["sweep", "grid"])
+def test_range_test_writes_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    main(["range-test", "--mode", mode, "--steps", "40", "--output", str(tmp_path)])
+
+    found = json.loads((tmp_path / "range_test.json").read_text())
+    assert 1e-4 < found["suggestion"] < 1e-1
+    assert found["low"] <= found["best"] <= found["high"]
+    assert "loss by learning rate" in (tmp_path / "range_test.html").read_text().lower()
+    out = capsys.readouterr().out
+    assert f"Suggested peak LR: {found['suggestion']:.2g}" in out.replace("\n", " ")
+    assert fails(capsys, "range-test", "--low", "1", "--high", "0.1").count("Expected 0 < low") == 1

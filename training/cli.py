@@ -1,4 +1,4 @@
-"""The command line: ``lrenv train``, ``finetune``, ``evaluate``, ``explain``, ``policies``.
+"""The command line: ``lrenv train``, ``finetune``, ``evaluate``, ``explain`` and more.
 
 Nothing heavy is imported before a command is known, so that ``lrenv --help`` answers at once.
 """
@@ -23,6 +23,7 @@ from lrenv.training.settings import (
     ExplainSettings,
     FinetuneSettings,
     GeneralistSettings,
+    RangeTestSettings,
 )
 
 
@@ -50,6 +51,7 @@ _COMMANDS: dict[str, Any] = {
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
     "explain": ExplainSettings,
+    "range-test": RangeTestSettings,
     "policies": PoliciesSettings,
 }
 
@@ -59,6 +61,7 @@ _RUNNERS: dict[type, tuple[str, str]] = {
     FinetuneSettings: ("lrenv.training.finetune", "finetune"),
     EvaluateSettings: ("lrenv.training.evaluate", "evaluate"),
     ExplainSettings: ("lrenv.training.explain_page", "explain_run"),
+    RangeTestSettings: ("lrenv.training.range_page", "run_range_test"),
     PoliciesSettings: ("lrenv.training.policies_list", "list_policies"),
 }
 

@@ -203,6 +203,28 @@ class ExplainSettings:
 
 
 @dataclass(frozen=True)
+class RangeTestSettings:
+    """Find the learning rates a trainee can be trained at, by a sweep or a grid of short runs."""
+
+    trainee: str = "mlp-mnist"
+    """Trainee, see the README for the names."""
+    optimizer: str = "adam"
+    """Optimizer: sgd (momentum 0.9), adam or adamw."""
+    mode: Literal["sweep", "grid"] = "grid"
+    """One run whose LR rises, or a short run at each of several LRs: dearer, and closer."""
+    low: float = 1e-6
+    """Lowest LR."""
+    high: float = 10.0
+    """Highest LR."""
+    steps: int = 30
+    """Optimizer steps of the sweep, or of each run of the grid."""
+    points: int = 15
+    """LRs of the grid."""
+    output: Path = Path("runs/range-test")
+    """Where page and figures go."""
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Train a trainee under a pretrained policy; save the model, the decision log and a report."""
 

@@ -1,0 +1,103 @@
+"""``lrenv range-test``: the learning rates that a trainee can be trained at, as a page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from string import Template
+
+import torch
+from torch import Tensor
+
+from lrenv.files import make_folder, write_atomic
+from lrenv.range_test import RangeTest, range_test
+from lrenv.trainees.registry import build_task, build_trainee
+from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.training.progress import console
+from lrenv.training.report_page import STYLE
+from lrenv.training.runfolder import write_json
+from lrenv.training.settings import RangeTestSettings
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+<p>$text</p>
+<figure>$plot<figcaption>Loss by learning rate; the band is the range whose losses are within ten
+percent of the best, the line the suggestion.</figcaption></figure>
+</main>
+</body>
+</html>
+""")
+
+
+def run_range_test(settings: RangeTestSettings) -> Path:
+    """Test a trainee's learning rates, print the suggestion, write page and figures.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: A setting cannot be used, or no LR trains the trainee.
+    """
+    folder = make_folder(settings.output)
+    optimizer = OptimizerSpec(settings.optimizer)
+    trainee = build_trainee(build_task(settings.trainee, settings.steps, optimizer))
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = 1.0  # the unit of the ratios between groups
+
+    found = range_test(
+        trainee.model,
+        trainee.optimizer,
+        batches(trainee),
+        lambda model, batch: trainee.spec.loss(model, *batch),
+        low=settings.low,
+        high=settings.high,
+        mode=settings.mode,
+        steps=settings.steps,
+        points=settings.points,
+    )
+    title = f"Range test of {settings.trainee} under {settings.optimizer}"
+    text = (
+        f"Suggested peak LR: {found.suggestion:.2g} ({found.reason}). Range: {found.low:.2g} to "
+        f"{found.high:.2g}. " + (f"Stopped early: {found.stopped}." if found.stopped else "")
+    )
+    console.print(text)
+    page = _PAGE.substitute(title=escape(title), style=STYLE, text=escape(text), plot=_plot(found))
+    path = folder / "range_test.html"
+    write_json(folder / "range_test.json", asdict(found))
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    console.print(f"Page: {path.resolve()}", soft_wrap=True)
+    return path
+
+
+def batches(trainee: SingleTrainee) -> list[tuple[Tensor, Tensor]]:
+    """A pass over a trainee's training data in shuffled batches."""
+    data, size = trainee.dataset, trainee.spec.batch_size
+    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(1))
+    parts = [part for part in order.split(size) if len(part) == min(size, len(order))]
+    return [(data.x_train[part], data.y_train[part]) for part in parts]
+
+
+def _plot(found: RangeTest) -> str:
+    from plotly import graph_objects as go
+
+    line = go.Scatter(x=found.lrs, y=found.losses, mode="lines+markers", name="loss")
+    figure = go.Figure([line])
+    figure.add_vrect(found.low, found.high, fillcolor="#009E73", opacity=0.15, line_width=0)
+    figure.add_vline(found.suggestion, line={"dash": "dash", "color": "#D55E00"})
+    figure.update_layout(
+        height=340, xaxis={"title": "learning rate", "type": "log"}, yaxis_title="loss"
+    )
+    html: str = figure.to_html(full_html=False)
+    return html
