@@ -45,7 +45,8 @@ class LCSensitivityLR(LRScheduler):
             decomposition, which costs far more than a step where matrices are large;
             ``"frobenius"``: its lower bound ‖(θ ⊙ g)²‖_F, short of it by a factor of at most
             √rank; ``"curvature"``: the sum of g²/(2|h|) with h from two successive gradients,
-            (g − g')/(θ − θ').
+            (g − g')/(θ − θ'). Rank correlations with the exact LC on three small trainees are −0.01
+            to 0.69, −0.04 to 0.56 and 0.29 to 0.82 (benchmarks/lc_ranks.py).
         interval: Optimizer steps between two measurements.
 
     Raises:
