@@ -23,3 +23,4 @@ net = NeuralNetClassifier(
     callbacks=[LRScheduler(policy=LearnedLR, total_steps=steps, step_every="batch")],
 )
 net.fit(inputs, labels)
+print("loss", net.history[-1, "train_loss"])
