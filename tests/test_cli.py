@@ -149,6 +149,8 @@ def test_killed_finetune_resumes_to_the_same_weights(
     common = ["finetune", "--trainee", trainee, "--policy", policy]
     if trainee == "lora-llm":
         common = llm(policy, instructions, tmp_path)[:-2]
+    else:
+        common += ["--layerwise", "lc"]
     common += ["--checkpoint-every", "10", "--output"]
     main([*common, str(tmp_path / "whole"), "--total-steps", "150"])
     code = (

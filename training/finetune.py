@@ -63,7 +63,13 @@ def finetune(settings: FinetuneSettings) -> Path:
     data = load_data(task.data)
     console.print(f"Data: {data.name}, {data.note}")
     trainee = build_trainee(task, _device(settings.device))
-    scheduler = LearnedLR(trainee.optimizer, settings.total_steps, policy)
+    scheduler = LearnedLR(
+        trainee.optimizer,
+        settings.total_steps,
+        policy,
+        rollback=trainee.model if settings.rollback else None,
+        layerwise=settings.layerwise,
+    )
     checkpoint, losses, vals = folder / "checkpoint.pt", [], {}
     if checkpoint.exists():
         state = read_state(checkpoint)

@@ -232,6 +232,10 @@ class FinetuneSettings:
     """Trainee, see the README for the names; lora-llm is a language model of your own."""
     policy: str = "default"
     """Policy, by the name of a shipped one or the path of its card."""
+    rollback: bool = False
+    """Come back to the last good weights where the loss explodes; keeps two copies of the model."""
+    layerwise: Literal["lc"] | None = None
+    """Multiply the LR of each tensor by LC's multiplier."""
     optimizer: str = "adamw"
     """Optimizer: sgd (momentum 0.9), adam or adamw."""
     total_steps: int = 1000
