@@ -274,6 +274,10 @@ class LearnedLR(LRScheduler):
         if self.controller.measuring:
             params = self._parameters()
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            # Under mixed precision a fused optimizer undoes the scaling itself, within its step.
+            scale = getattr(self.optimizer, "grad_scale", None)
+            if scale is not None:
+                grads = [grad / scale for grad in grads]
             self.controller.before_update(_as_runs(params), _as_runs(grads))
 
     def after_step(self) -> None:

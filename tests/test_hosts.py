@@ -282,6 +282,29 @@ def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
     assert weights(net).isfinite().all()
 
 
+def test_fused_steps_of_scaled_gradients_are_measured_as_others() -> None:
+    runs = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, fused=fused)
+        scheduler = LearnedLR(optimizer, 40)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=7)
+        data = points()
+        for step in range(40):
+            x, y = data[step * 8 % 96 : step * 8 % 96 + 8]
+            loss = nn.functional.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step(loss)
+        runs.append(torch.tensor([list(d["features"].values()) for d in scheduler.decisions]))
+
+    assert scaler.get_scale() > 100
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=1e-3)
+
+
 def test_a_tensor_lr_does_not_compile_the_step_anew() -> None:
     def frames(scheduled: bool) -> list[int]:
         torch._dynamo.reset()
