@@ -38,6 +38,7 @@ _PLAIN_STATE = (
     "calm",
     "_exploded",
     "_first_loss",
+    "ceiling",
     "_index",
     "_losses",
 )
@@ -132,6 +133,8 @@ class Controller:
         self.calm = ~self.unfit
         """Runs without any loss like that of late, ``(r,)``."""
         self._first_loss: Tensor | None = None
+        self.ceiling: Tensor | None = None
+        """Bound of all later LRs, ``(r,)``, or None."""
         self._index = 0
         self._meter, self._average = StepMeter(total), average
         self._losses: list[Tensor] = []
@@ -195,6 +198,8 @@ class Controller:
         else:
             guarded = torch.where(self.unfit, -torch.ones_like(action), action)
             self.lr = relative_lr(self.lr, guarded, self._start_lr)
+        if self.ceiling is not None:
+            self.lr = torch.minimum(self.lr, self.ceiling)
         self.deciding = False
         return Decision(self.step, action, self.lr, self.unfit, self._exploded)
 

@@ -59,6 +59,14 @@ class RangeTest:
     reason: str
     stopped: str | None
 
+    def __str__(self) -> str:
+        """The suggestion and why."""
+        stopped = f" Stopped early: {self.stopped}." if self.stopped else ""
+        return (
+            f"Suggested peak LR: {self.suggestion:.2g} ({self.reason}). Lowest losses from "
+            f"{self.low:.2g} to {self.high:.2g}.{stopped}"
+        )
+
 
 def range_test(
     model: nn.Module,
@@ -95,6 +103,8 @@ def range_test(
     Raises:
         InputError: A setting cannot be used, there are no batches, or no LR trains the model.
     """
+    if mode not in ("sweep", "grid"):
+        raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
     _check(low, high, steps, points, accumulate)
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]
@@ -114,12 +124,17 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
         value = getattr(model(**batch), "loss", None)
         if isinstance(value, Tensor):
             return value
-    elif isinstance(batch, (list, tuple)) and len(batch) == 2:
+    elif isinstance(batch, (list, tuple)) and len(batch) == 2 and _are_labels(batch[1]):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
     raise InputError(
-        f"Expected a model that returns a loss on a mapping, or a batch of inputs and labels, got "
-        f"a {type(batch).__name__}; pass loss=, a function of model and batch."
+        "Expected a model that returns a loss on a mapping, or a batch of inputs and whole-number "
+        f"labels, got a {type(batch).__name__}; pass loss=, a function of model and batch, such as "
+        "lambda model, batch: mse_loss(model(batch[0]), batch[1])."
     )
+
+
+def _are_labels(y: Any) -> bool:
+    return isinstance(y, Tensor) and not y.is_floating_point()
 
 
 class _Job:
@@ -169,7 +184,10 @@ class _Job:
         try:
             return _to(next(self._stream), self._device)
         except StopIteration:
-            raise InputError("Expected at least one batch, got none; check the data.") from None
+            raise InputError(
+                "Expected at least one batch, got none; pass a list or a DataLoader, which can "
+                "start again, not a generator."
+            ) from None
 
 
 def _sweep(job: _Job, lrs: list[float]) -> tuple[list[float], str | None]:
@@ -217,12 +235,15 @@ def _judge(lrs: list[float], losses: list[float], stopped: str | None, mode: str
     while last + 1 < len(losses) and losses[last + 1] <= bound:
         last += 1
     suggestion = lrs[best] / BELOW_BEST if mode == "sweep" else _vertex(lrs, losses, best)
+    inside = 0 < best < len(losses) - 1
     reason = (
         f"a sweep's loss still falls by the LRs before: {BELOW_BEST:g} times below the LR of its "
         "lowest loss is the usual distance to the best peak"
         if mode == "sweep"
         else "the lowest point of a parabola through the LR whose short run ended lowest and those "
         "beside it"
+        if inside
+        else "the LR whose short run ended lowest, at the edge of those that trained"
     )
     found = tuple(lrs[: len(losses)]), tuple(losses)
     return RangeTest(*found, lrs[best], lrs[first], lrs[last], suggestion, reason, stopped)

@@ -25,6 +25,7 @@ from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.rollback import Snapshot
 
 _UNKNOWN_LOSS = 1.0
+_SHORTEST = 100
 _HORIZON = 1000  # of a run without an end, doubled whenever half of it is over
 
 
@@ -48,8 +49,10 @@ class LearnedLR(LRScheduler):
 
     Args:
         optimizer: Any torch optimizer.
-        total_steps: Length of the whole run in optimizer steps; :meth:`set_total_steps` changes it.
-            None for a run without an end: the LR stays high until :meth:`finish`.
+        total_steps: Length of the whole run in optimizer steps, which are fewer than batches under
+            accumulation. Policies are trained on runs of 100 and more, shorter ones are warned of;
+            :meth:`set_total_steps` changes it. None for a run without an end: the LR stays high
+            until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
             its last good weights. Costs two copies of the trained parameters, the buffers and the
@@ -81,6 +84,8 @@ class LearnedLR(LRScheduler):
             raise InputError(
                 f"Expected last_epoch of -1, got {last_epoch}; a run goes on by load_state_dict()."
             )
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(f"Expected a torch optimizer, got a {type(optimizer).__name__}.")
         # accelerate's wrapper steps the optimizer within, on which the hooks must be.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         _check_unit(optimizer)
@@ -90,7 +95,14 @@ class LearnedLR(LRScheduler):
         self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
+        _check_rollback(rollback, params)
         self._made_for, self._open = total_steps, total_steps is None
+        if isinstance(total_steps, int) and 0 < total_steps < _SHORTEST:
+            warnings.warn(
+                f"Expected a run of at least {_SHORTEST} optimizer steps, as policies are trained "
+                f"on, got {total_steps}: its LR may get too high; rollback=model is a way back.",
+                stacklevel=2,
+            )
         self.controller = Controller(
             _HORIZON if total_steps is None else total_steps,
             traits_of(optimizer),
@@ -102,7 +114,7 @@ class LearnedLR(LRScheduler):
         self.decisions: list[dict[str, Any]] = []
         self._measured: list[int] = []
         self._unreported = False
-        self._overrun = False
+        self._overrun = self._warned = False
         self._losses: list[Tensor] = []
         self._loss: Tensor | None = None
         self._val_loss: float | None = None
@@ -124,7 +136,7 @@ class LearnedLR(LRScheduler):
         ]
 
     def step(
-        self, metrics: Tensor | float | None = None, val_loss: Tensor | float | None = None
+        self, metrics: Tensor | float | None = None, *, val_loss: Tensor | float | None = None
     ) -> None:
         """Report the optimizer step just taken; sets the LR of the next one.
 
@@ -137,14 +149,14 @@ class LearnedLR(LRScheduler):
         # accelerate calls this once a process, with one and the same loss
         again = self._last_given.is_again(metrics) and not self._unreported
         self._last_given = _Seen(metrics)
-        self.report(None if again else metrics, val_loss)
+        self.report(None if again else metrics, val_loss=val_loss)
         if self._unreported:
             self._advance()
         elif self._step_count == 1:
             self._apply()
 
     def report(
-        self, loss: Tensor | float | None = None, val_loss: Tensor | float | None = None
+        self, loss: Tensor | float | None = None, *, val_loss: Tensor | float | None = None
     ) -> None:
         """Report losses ahead of :meth:`step`, for hosts that call it without any.
 
@@ -153,16 +165,16 @@ class LearnedLR(LRScheduler):
             val_loss: Validation loss, a scalar.
         """
         if loss is not None:
-            loss = torch.as_tensor(loss).detach()
-            if loss.numel() != 1:
-                raise InputError(
-                    f"Expected a scalar training loss, got the shape {tuple(loss.shape)}; pass its "
-                    "mean."
-                )
+            scalar = _scalar(loss, "training")
             # a copy, as jobs may write the next loss into the same memory
-            self._losses.append(loss.reshape(1).to(self.controller.lr, copy=True))
+            self._losses.append(scalar.reshape(1).to(self.controller.lr, copy=True))
         if val_loss is not None:
-            self._val_loss = float(val_loss)
+            self._val_loss = float(_scalar(val_loss, "validation"))
+
+    @property
+    def multipliers(self) -> list[float] | None:
+        """LC's multipliers of the LR at the last optimizer step, one a tensor; None without LC."""
+        return list(self._layerwise.multipliers) if self._layerwise else None
 
     def explain(self) -> list[dict[str, Any]]:
         """Attribute the decisions so far to signals, see :func:`lrenv.explain.explain`."""
@@ -184,13 +196,14 @@ class LearnedLR(LRScheduler):
         self.controller.replan(total_steps)
 
     def finish(self, steps: int) -> None:
-        """Bring the run to its end, the LR with it, within further optimizer steps.
+        """Bring the run to its end within further optimizer steps; the LR does not rise any more.
 
         Raises:
             InputError: There are less than one.
         """
         if steps < 1:
             raise InputError(f"Expected steps of at least 1, got {steps}; name how many are left.")
+        self.controller.ceiling = self.controller.lr.clone()
         self.set_total_steps(self.controller.step + steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,6 +235,11 @@ class LearnedLR(LRScheduler):
         Raises:
             InputError: The state belongs to another policy, or the run is past the new end.
         """
+        if "policy_sha256" not in state_dict:
+            raise InputError(
+                "Expected the state of a LearnedLR, got that of another scheduler; leave it out, "
+                "and the run goes on as from its start."
+            )
         if state_dict["policy_sha256"] != self.policy.card["sha256"]:
             raise InputError(
                 f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
@@ -334,8 +352,8 @@ class LearnedLR(LRScheduler):
             self._loss = self._own_loss.reshape(1).to(self.controller.lr, copy=True)
         if self._loss is None:
             warnings.warn(
-                "Expected a training loss, got none: the policy decides without it, and worse. "
-                "Call scheduler.step(loss).",
+                "Expected a training loss, got none: the policy decides without it. Call "
+                "scheduler.step(loss).",
                 stacklevel=4,
             )
             self._loss = torch.full_like(self.controller.lr, _UNKNOWN_LOSS)
@@ -359,6 +377,13 @@ class LearnedLR(LRScheduler):
     def _log(self, decision: Decision, rolled_back: bool) -> None:
         exploded, guarded = bool(decision.exploded), bool(decision.guarded)
         bad = "the loss exploded" if exploded else "the loss was not finite"
+        if guarded and not rolled_back and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"At step {decision.step} {bad}, and the LR was cut; the weights stay as they are. "
+                "With rollback=model a run comes back to its last good ones.",
+                stacklevel=5,
+            )
         entry: dict[str, Any] = {
             "step": decision.step,
             "lr": float(decision.lr),
@@ -387,6 +412,31 @@ def _check_unit(optimizer: Optimizer) -> None:
             f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
             "sets the ratios between groups, any positive number will do."
         )
+
+
+def _check_rollback(model: nn.Module | None, params: list[Tensor]) -> None:
+    if model is None:
+        return
+    known = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
+    if any(id(p) not in known for p in params):
+        raise InputError(
+            "Expected the model whose parameters the optimizer has as rollback, got a "
+            f"{type(model).__name__} that lacks some."
+        )
+
+
+def _scalar(value: Tensor | float, kind: str) -> Tensor:
+    """A loss as a tensor of one number."""
+    if not isinstance(value, Tensor | float) and not hasattr(value, "dtype"):
+        raise InputError(
+            f"Expected a {kind} loss, a tensor or float, got {value!r}; step() takes no epoch."
+        )
+    loss = torch.as_tensor(value).detach()
+    if loss.numel() != 1:
+        raise InputError(
+            f"Expected a scalar {kind} loss, got the shape {tuple(loss.shape)}; pass its mean."
+        )
+    return loss
 
 
 def _as_runs(tensors: list[Tensor]) -> list[Tensor]:

@@ -115,6 +115,7 @@ def test_what_was_compared_is_not_run_again(
         PolicyPart(FrozenPolicy(policy.actor, {**policy.card, "sha256": "b"}), (0.1, 0.01)),
         PolicyPart(policy, (0.1,)),
         PolicyPart(policy, (0.1, 0.01), layerwise=True),
+        PolicyPart(policy, (0.1, 0.01), rollback=True),
         ExpertsPart(0.3),
         PeerPart("plateau", 0.3),
         PeerPart("plateau", tuned=True),
@@ -190,7 +191,7 @@ def test_the_area_of_the_profile_by_hand() -> None:
 def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) -> None:
     search = search_experts(tiny_task)
     parts = [PolicyPart(policy, (0.1,)), ExpertsPart()]
-    parts += [PolicyPart(policy, layerwise=True)]
+    parts += [PolicyPart(policy, layerwise=True), PolicyPart(policy, rollback=True)]
     parts += [PeerPart(name, tuned=True) for name in PEERS]
     found = [row for part in parts for row in part.run(tiny_task, "tiny", search)]
     rows = {row.method: row for row in found}
@@ -198,7 +199,7 @@ def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) ->
     matched = "LR-matched constant: random"
     assert set(rows) >= {"learned: random", matched, "linear", "wsd", "constant", "tuned expert"}
     assert len(rows) == len(found)
-    assert "learned: random, with LC" in rows
+    assert set(rows) >= {"learned: random, with LC", "learned: random, rollback"}
     assert rows["tuned expert"].ratio == pytest.approx(1.0, rel=1e-4)
     assert rows["tuned expert"].time_to_tuned <= 1.0
     lrs = torch.tensor(rows["learned: random"].curve["lr"])

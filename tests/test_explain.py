@@ -21,7 +21,7 @@ def scheduler(tiny_task) -> LearnedLR:
     for step in range(40):
         loss = trainee.backward()
         trainee.optimizer.step()
-        made.step(loss, trainee.evaluate("val")[0] if step % 5 == 0 else None)
+        made.step(loss, val_loss=trainee.evaluate("val")[0] if step % 5 == 0 else None)
     return made
 
 

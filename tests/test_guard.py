@@ -73,7 +73,7 @@ def suffer(events: list[tuple[str, float, float, float | None]], rollback: bool)
             if mode == "replaced":
                 with torch.no_grad():
                     next(model.parameters()).fill_(loss)
-            scheduler.step(None if mode == "no loss" else loss, val_loss)
+            scheduler.step(None if mode == "no loss" else loss, val_loss=val_loss)
             lrs += scheduler.get_last_lr()
 
     start = scheduler.controller._start_lr

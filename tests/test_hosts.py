@@ -357,7 +357,7 @@ for step in range(40):
     loss = nn.functional.cross_entropy(net(x[step, part]), y[step, part])
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     val = 1.0 / (step + 1) if rank == 0 and step % 3 == 0 else None
-    scheduler.step(loss, val)
+    scheduler.step(loss, val_loss=val)
 torch.save([(d["lr"], list(d["features"].values())) for d in scheduler.decisions],
            f"{sys.argv[2]}/{kind}-{world}-{rank}.pt")
 dist.destroy_process_group()

@@ -157,5 +157,9 @@ def test_what_cannot_be_tested_is_refused(change, message):
 def test_a_batch_of_another_kind_needs_a_loss():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
-    with pytest.raises(InputError, match="inputs and labels, got a Tensor; pass loss="):
+    with pytest.raises(InputError, match="whole-number labels, got a Tensor; pass loss="):
         range_test(model, optimizer, [torch.ones(1)])
+    with pytest.raises(InputError, match="got a tuple; pass loss="):
+        range_test(model, optimizer, [(torch.ones(2, 1), torch.ones(2, 1))])
+    with pytest.raises(InputError, match="the mode sweep or grid, got 'gird'"):
+        range_test(model, optimizer, ONES, mode="gird")

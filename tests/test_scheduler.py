@@ -267,6 +267,7 @@ def test_tensors_get_lc_s_multiples_of_the_learned_lr(policy: FrozenPolicy) -> N
     assert len(set(used[-1])) > 1
     last = [row for row in used if len(set(row)) > 1][-1]
     assert sum(last) / 4 in [pytest.approx(d["lr"]) for d in scheduler.decisions]
+    assert len(set(scheduler.multipliers)) > 1
 
     rest = train(model, optimizer, scheduler, range(30, STEPS))
     resumed, other = small_job()
@@ -353,6 +354,49 @@ def test_a_scheduler_is_pickled_and_takes_losses_of_inference_mode(policy: Froze
     assert again.get_last_lr() == scheduler.get_last_lr()
 
 
+def test_what_is_no_optimizer_loss_or_model_is_refused(policy: FrozenPolicy) -> None:
+    model, optimizer = small_job()
+    with pytest.raises(InputError, match="Expected a torch optimizer, got a Sequential"):
+        LearnedLR(model, 100, policy)
+    for wrong in (nn.Linear(6, 8), True):
+        with pytest.raises(InputError, match=r"rollback, got a (Linear|bool) that lacks some"):
+            LearnedLR(optimizer, 100, policy, rollback=wrong)
+    scheduler = LearnedLR(optimizer, 100, policy)
+    optimizer_steps(model, optimizer)
+    for epoch in (3, "0.5"):
+        with pytest.raises(InputError, match="training loss, a tensor or float, got"):
+            scheduler.step(epoch)
+    with pytest.raises(InputError, match="scalar validation loss, got the shape"):
+        scheduler.step(1.0, val_loss=torch.ones(3))
+    with pytest.raises(TypeError):
+        scheduler.step(1.0, 5)
+    with pytest.raises(InputError, match="state of a LearnedLR, got that of another scheduler"):
+        scheduler.load_state_dict({"last_epoch": 3})
+
+
+def test_short_runs_and_lost_weights_are_warned_of(policy: FrozenPolicy) -> None:
+    model, optimizer = small_job()
+    with pytest.warns(UserWarning, match=r"at least 100 optimizer steps, .* got 50: its LR may"):
+        scheduler = LearnedLR(optimizer, 50, policy)
+    train(model, optimizer, scheduler, range(20))
+    optimizer_steps(model, optimizer)
+    with pytest.warns(UserWarning, match=r"the loss was not finite, .* rollback=model"):
+        scheduler.step(float("nan"))
+
+
+def test_the_lr_does_not_rise_once_a_run_is_to_finish(tmp_path: Path) -> None:
+    policy = make_policy(tmp_path)
+    with torch.no_grad():
+        policy.actor.head.bias.fill_(0.2)  # rises at every decision
+    model, optimizer, scheduler = scheduled(policy, None)
+    lrs = train(model, optimizer, scheduler, range(30))
+    (ceiling,) = scheduler.get_last_lr()
+    scheduler.finish(30)
+    after = train(model, optimizer, scheduler, range(30, 60))
+    assert lrs[-1] > 10 * lrs[5]
+    assert max(after) == pytest.approx(ceiling)
+
+
 def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
     lrs = []
     for apart in (False, True):
@@ -360,10 +404,10 @@ def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
         for step in range(STEPS):
             optimizer_steps(model, optimizer)
             if apart:
-                scheduler.report(1.0 / (step + 1), 2.0)
+                scheduler.report(1.0 / (step + 1), val_loss=2.0)
                 scheduler.step()
             else:
-                scheduler.step(1.0 / (step + 1), 2.0)
+                scheduler.step(1.0 / (step + 1), val_loss=2.0)
         lrs.append([d["lr"] for d in scheduler.decisions])
     assert lrs[0] == lrs[1]
 

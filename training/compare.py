@@ -53,22 +53,26 @@ class PolicyPart:
         policy: The policy.
         hints: LRs that its optimizers are made with.
         layerwise: Multiply its LR by LC's multipliers.
+        rollback: Let it take a run back to its last good weights.
     """
 
     policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
     layerwise: bool = False
+    rollback: bool = False
 
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
         own = [self.policy.card["sha256"], self.hints]
-        return ["policy", self.policy.name, *own, *(["layerwise"] if self.layerwise else [])]
+        extras = [name for name in ("layerwise", "rollback") if getattr(self, name)]
+        return ["policy", self.policy.name, *own, *extras]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         records, mean_lr = [], 0.0
-        called = f"{self.policy.name}, with LC" if self.layerwise else self.policy.name
+        extras = {"with LC": self.layerwise, "rollback": self.rollback}
+        called = ", ".join([self.policy.name, *(name for name, on in extras.items() if on)])
         for hint in self.hints:
             trainee = build_trainee(task)
             for group in trainee.optimizer.param_groups:
@@ -78,6 +82,7 @@ class PolicyPart:
                 trainee.optimizer,
                 task.spec.total_steps,
                 self.policy,
+                rollback=trainee.model if self.rollback else None,
                 layerwise="lc" if self.layerwise else None,
             )
             setup = time.perf_counter() - began

@@ -128,6 +128,7 @@ def compared_parts(settings: EvaluateSettings) -> list[Part]:
         get_peer(name).load()
     return [
         *(PolicyPart(policy, settings.hints) for policy in policies),
+        *(PolicyPart(p, settings.hints, rollback=True) for p in policies if settings.rollback),
         *(PolicyPart(p, settings.hints, layerwise=True) for p in policies if settings.layerwise),
         ExpertsPart(settings.peak),
         *(PeerPart(name, settings.peak, settings.tune_peers) for name in peers),

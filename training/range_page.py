@@ -68,10 +68,7 @@ def run_range_test(settings: RangeTestSettings) -> Path:
         points=settings.points,
     )
     title = f"Range test of {settings.trainee} under {settings.optimizer}"
-    text = (
-        f"Suggested peak LR: {found.suggestion:.2g} ({found.reason}). Range: {found.low:.2g} to "
-        f"{found.high:.2g}. " + (f"Stopped early: {found.stopped}." if found.stopped else "")
-    )
+    text = str(found)
     console.print(text)
     page = _PAGE.substitute(title=escape(title), style=STYLE, text=escape(text), plot=_plot(found))
     path = folder / "range_test.html"

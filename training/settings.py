@@ -138,6 +138,8 @@ class EvaluateSettings:
     suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy", "harsh"] = "trainee"
     """One trainee, or test tasks that no policy is trained on: 24 MLPs on full-size MNIST, 24 tasks
     of six families, these and two whose tuned experts take hours, or 12 in harsh conditions."""
+    rollback: bool = False
+    """Run each policy with a way back to the last good weights too."""
     layerwise: bool = False
     """Run each policy with LC's multipliers on its LR too."""
     peers: tuple[str, ...] = ()
