@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,33 +15,18 @@ from lrenv.files import write_atomic
 from lrenv.policies.experts import cosine
 from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.training.progress import console
-from lrenv.training.report_page import STYLE
+from lrenv.training.report_page import simple_page
 from lrenv.training.run_report import figure_html
 from lrenv.training.settings import ExplainSettings
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
+_BODY = Template("""
 <figure>$rates<figcaption>The learning rate that the policy chose, beside a cosine from the highest
 of them.</figcaption></figure>
 <figure>$shares<figcaption>What moved the learning rate: the change of log LR at each decision, less
 the one that the policy would have chosen had it never seen a group of signals. Red raised the
 learning rate, blue lowered it.</figcaption></figure>
 <figure>$looks<figcaption>What each decision looked at: attention to itself and to those before,
-mean over layers and heads.</figcaption></figure>
-</main>
-</body>
-</html>
-""")
+mean over layers and heads.</figcaption></figure>""")
 
 
 @dataclass(frozen=True)
@@ -61,13 +45,8 @@ def explain_run(settings: ExplainSettings) -> Path:
     run = _read(settings.run)
     title = f"Why these learning rates: {run.policy.name} in {settings.run.name}"
     shares = explain(run.policy, run.decisions)
-    page = _PAGE.substitute(
-        title=escape(title),
-        style=STYLE,
-        rates=_rates(run),
-        shares=_shares(shares),
-        looks=_looks(run),
-    )
+    body = _BODY.substitute(rates=_rates(run), shares=_shares(shares), looks=_looks(run))
+    page = simple_page(title, body)
     path = settings.run / "explain.html"
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     strongest = sorted(SIGNALS, key=lambda name: -sum(abs(s["moved_by"][name]) for s in shares))

@@ -16,29 +16,13 @@ from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.progress import console
-from lrenv.training.report_page import STYLE
+from lrenv.training.report_page import simple_page
 from lrenv.training.runfolder import write_json
 from lrenv.training.settings import RangeTestSettings
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p>$text</p>
+_BODY = Template("""<p>$text</p>
 <figure>$plot<figcaption>Loss by learning rate; the band is the range whose losses are within ten
-percent of the best, the line the suggestion.</figcaption></figure>
-</main>
-</body>
-</html>
-""")
+percent of the best, the line the suggestion.</figcaption></figure>""")
 
 
 def run_range_test(settings: RangeTestSettings) -> Path:
@@ -70,7 +54,7 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     title = f"Range test of {settings.trainee} under {settings.optimizer}"
     text = str(found)
     console.print(text)
-    page = _PAGE.substitute(title=escape(title), style=STYLE, text=escape(text), plot=_plot(found))
+    page = simple_page(title, _BODY.substitute(text=escape(text), plot=_plot(found)))
     path = folder / "range_test.html"
     write_json(folder / "range_test.json", asdict(found))
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))

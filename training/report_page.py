@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from string import Template
 
 PAGE = Template("""<!doctype html>
@@ -185,3 +186,19 @@ dark.addEventListener("change", draw);
 narrow.addEventListener("change", draw);
 draw();
 """
+
+
+def simple_page(title: str, body: str) -> str:
+    """A whole page of HTML, readable in light and dark and on a phone.
+
+    Args:
+        title: Its title and heading, plain text.
+        body: What stands below the heading, HTML.
+    """
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )

@@ -9,20 +9,9 @@ from string import Template
 from typing import Any
 
 from lrenv.files import write_atomic
-from lrenv.training.report_page import STYLE
+from lrenv.training.report_page import simple_page
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
+_BODY = Template("""
 <figure>$losses<figcaption>Training and validation loss at each optimizer step.</figcaption>
 </figure>
 <figure>$rates<figcaption>Learning rate; a dot is a decision, a cross one of the guard.</figcaption>
@@ -30,11 +19,7 @@ _PAGE = Template("""<!doctype html>
 <h2>Results</h2>
 $metrics
 <h2>Settings</h2>
-$settings
-</main>
-</body>
-</html>
-""")
+$settings""")
 
 
 def write_run_report(
@@ -53,14 +38,13 @@ def write_run_report(
         decisions: The decision log of the run.
         tables: Metrics, and settings.
     """
-    text = _PAGE.substitute(
-        title=escape(title),
-        style=STYLE,
+    body = _BODY.substitute(
         losses=_losses(losses),
         rates=_rates(decisions),
         metrics=_table(tables[0]),
         settings=_table(tables[1]),
     )
+    text = simple_page(title, body)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
