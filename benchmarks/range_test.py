@@ -19,14 +19,13 @@ import tyro
 from rich.table import Table
 
 from lrenv.errors import InputError
-from lrenv.range_test import range_test
 from lrenv.trainees.families import training_task
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.tasks import Task
 from lrenv.trainees.unseen import unseen_tasks
 from lrenv.training.expert_search import search_experts
 from lrenv.training.progress import console, track
-from lrenv.training.range_page import batches
+from lrenv.training.range_page import range_test_of
 from lrenv.training.runfolder import write_json
 
 FACTOR = 3.0
@@ -72,20 +71,10 @@ def _row(name: str, task: Task) -> dict[str, Any]:
 
 
 def _tested(task: Task, mode: Any) -> Any:
-    trainee = build_trainee(task)
-    for group in trainee.optimizer.param_groups:
-        group["lr"] = 1.0
+    steps = 100 if mode == "sweep" else 30
     try:
-        return range_test(
-            trainee.model,
-            trainee.optimizer,
-            batches(trainee),
-            lambda model, batch: task.spec.loss(model, *batch),
-            low=1e-5,
-            high=100.0,
-            mode=mode,
-            steps=100 if mode == "sweep" else 30,
-            points=15,
+        return range_test_of(
+            build_trainee(task), low=1e-5, high=100.0, mode=mode, steps=steps, points=15
         )
     except InputError:
         return None

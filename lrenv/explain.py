@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lrenv.action import MAX_CHANGE
 from lrenv.errors import InputError
@@ -84,12 +83,7 @@ def attention(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> T
     x = x + trunk.positions[: x.shape[1]]
     rows = []
     for block in cast("list[Block]", trunk.blocks):
-        b, t, d = x.shape
-        qkv = block.qkv(block.norm1(x)).reshape(b, t, 3, block.heads, d // block.heads)
-        q, k, _ = qkv.permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-1, -2) / (d // block.heads) ** 0.5
-        ahead = torch.ones(t, t).triu(1).bool()
-        rows.append(F.softmax(scores.masked_fill(ahead, -torch.inf), -1).mean((0, 1)))
+        rows.append(block.attention(x).mean((0, 1)))
         x = block(x)
     return torch.stack(rows).mean(0)
 

@@ -7,7 +7,6 @@ best. Everything is as it was afterwards: model, optimizer, random numbers, mode
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 
 from lrenv.errors import InputError
 from lrenv.hooks import set_lr
+from lrenv.rollback import Snapshot, same_modes_and_random_numbers
 
 BELOW_BEST = 5.5
 """The suggestion of a sweep is that much below the LR of the lowest loss: the median factor to the
@@ -205,10 +205,10 @@ def _sweep(job: _Job, lrs: list[float]) -> tuple[list[float], str | None]:
 
 
 def _grid(job: _Job, lrs: list[float], steps: int) -> tuple[list[float], str | None]:
-    start = _Saved(job.model, job.optimizer)
+    start = Snapshot(job.model, job.optimizer)
     losses: list[float] = []
     for lr in lrs:
-        start.restore()
+        start.restore(job.optimizer)
         job.restart()
         job.model.train()
         values = []
@@ -234,66 +234,40 @@ def _judge(lrs: list[float], losses: list[float], stopped: str | None, mode: str
         first -= 1
     while last + 1 < len(losses) and losses[last + 1] <= bound:
         last += 1
-    suggestion = lrs[best] / BELOW_BEST if mode == "sweep" else _vertex(lrs, losses, best)
-    inside = 0 < best < len(losses) - 1
-    reason = (
-        f"a sweep's loss still falls by the LRs before: {BELOW_BEST:g} times below the LR of its "
-        "lowest loss is the usual distance to the best peak"
-        if mode == "sweep"
-        else "the lowest point of a parabola through the LR whose short run ended lowest and those "
-        "beside it"
-        if inside
-        else "the LR whose short run ended lowest, at the edge of those that trained"
-    )
+    suggestion = _suggest(lrs, losses, best, mode)
     found = tuple(lrs[: len(losses)]), tuple(losses)
-    return RangeTest(*found, lrs[best], lrs[first], lrs[last], suggestion, reason, stopped)
+    return RangeTest(*found, lrs[best], lrs[first], lrs[last], *suggestion, stopped)
 
 
-def _vertex(lrs: list[float], losses: list[float], best: int) -> float:
-    """Where a parabola through the lowest loss and those beside it, over log LR, is lowest."""
+def _suggest(lrs: list[float], losses: list[float], best: int, mode: str) -> tuple[float, str]:
+    """A peak LR, and why that one."""
+    if mode == "sweep":
+        return lrs[best] / BELOW_BEST, (
+            f"a sweep's loss still falls by the LRs before: {BELOW_BEST:g} times below the LR of "
+            "its lowest loss is the usual distance to the best peak"
+        )
     if not 0 < best < len(losses) - 1:
-        return lrs[best]
+        return lrs[best], "the LR whose short run ended lowest, at the edge of those that trained"
     below, least, above = losses[best - 1 : best + 2]
     shift = 0.5 * (below - above) / (below - 2 * least + above)
-    return lrs[best] * math.exp(shift * math.log(lrs[1] / lrs[0]))
-
-
-class _Saved:
-    """Copies of a model's and an optimizer's values, which go back into the same tensors."""
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        tensors = [*model.parameters(), *model.buffers()]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        self._grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-        self._optimizer = optimizer
-        self._state = copy.deepcopy(optimizer.state_dict())
-        self._lrs = [(group["lr"], float(group["lr"])) for group in optimizer.param_groups]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Bring all values back."""
-        for tensor, value in self._values:
-            tensor.copy_(value)
-        for param, grad in self._grads:
-            param.grad = None if grad is None else grad.clone()
-        self._optimizer.load_state_dict(copy.deepcopy(self._state))
-        for group, (own, lr) in zip(self._optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = own  # the same tensor, where it is one
-            set_lr(group, lr)
+    return lrs[best] * math.exp(shift * math.log(lrs[1] / lrs[0])), (
+        "the lowest point of a parabola through the LR whose short run ended lowest and those "
+        "beside it"
+    )
 
 
 @contextmanager
 def _restored(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Bring everything back that training changes, also after an exception."""
-    saved = _Saved(model, optimizer)
-    modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng():
+    saved = Snapshot(model, optimizer)
+    grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    with same_modes_and_random_numbers(model):
         try:
             yield
         finally:
-            saved.restore()
-            for module, training in modes.items():
-                module.training = training
+            saved.restore(optimizer)
+            for param, grad in grads:
+                param.grad = grad
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +19,11 @@ from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
 from lrenv.hooks import listen, set_lr
+from lrenv.losses import LossReports
 from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
-from lrenv.rollback import Snapshot
+from lrenv.rollback import Rollback
 
-_UNKNOWN_LOSS = 1.0
 _SHORTEST = 100
 _HORIZON = 1000  # of a run without an end, doubled whenever half of it is over
 
@@ -95,7 +94,6 @@ class LearnedLR(LRScheduler):
         self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
-        _check_rollback(rollback, params)
         self._made_for, self._open = total_steps, total_steps is None
         if isinstance(total_steps, int) and 0 < total_steps < _SHORTEST:
             warnings.warn(
@@ -115,14 +113,8 @@ class LearnedLR(LRScheduler):
         self._measured: list[int] = []
         self._unreported = False
         self._overrun = self._warned = False
-        self._losses: list[Tensor] = []
-        self._loss: Tensor | None = None
-        self._val_loss: float | None = None
-        self._own_loss: Tensor | None = None
-        self._last_given = _Seen(None)
-        self._rollback = rollback
-        self._candidate: Snapshot | None = None
-        self._good: Snapshot | None = None
+        self._reports = LossReports(self.controller.lr)
+        self._rollback = None if rollback is None else Rollback(rollback, optimizer)
         super().__init__(optimizer)
         listen(self.optimizer, self, first=True)  # ahead of LC, which multiplies what it sets
 
@@ -147,8 +139,7 @@ class LearnedLR(LRScheduler):
         """
         self._step_count += 1
         # accelerate calls this once a process, with one and the same loss
-        again = self._last_given.is_again(metrics) and not self._unreported
-        self._last_given = _Seen(metrics)
+        again = self._reports.is_again(metrics) and not self._unreported
         self.report(None if again else metrics, val_loss=val_loss)
         if self._unreported:
             self._advance()
@@ -164,12 +155,7 @@ class LearnedLR(LRScheduler):
             loss: Training loss, a scalar, as in :meth:`step`.
             val_loss: Validation loss, a scalar.
         """
-        if loss is not None:
-            scalar = _scalar(loss, "training")
-            # a copy, as jobs may write the next loss into the same memory
-            self._losses.append(scalar.reshape(1).to(self.controller.lr, copy=True))
-        if val_loss is not None:
-            self._val_loss = float(_scalar(val_loss, "validation"))
+        self._reports.add(loss, val_loss)
 
     @property
     def multipliers(self) -> list[float] | None:
@@ -217,10 +203,7 @@ class LearnedLR(LRScheduler):
             "unreported": self._unreported,
             "open": self._open,
             "made_for": self._made_for,
-            "losses": list(self._losses),
-            "loss": self._loss,
-            "val_loss": self._val_loss,
-            "own_loss": self._own_loss,
+            **self._reports.state_dict(),
             "step_count": self._step_count,
             "base_lrs": list(self.base_lrs),
             "layerwise": self._layerwise and self._layerwise.state_dict(),
@@ -258,17 +241,14 @@ class LearnedLR(LRScheduler):
         self.decisions = list(state_dict["decisions"])
         self._measured = list(state_dict["measured"])
         self._unreported = state_dict["unreported"]
-        self._losses = [loss.to(self.controller.lr) for loss in state_dict["losses"]]
-        loss = state_dict["loss"]
-        self._loss = None if loss is None else loss.to(self.controller.lr)
-        self._val_loss = state_dict["val_loss"]
-        self._own_loss = state_dict["own_loss"]
+        self._reports.load_state_dict(state_dict)
         self._step_count = state_dict["step_count"]
         self.base_lrs = list(state_dict["base_lrs"])
         if self._layerwise:
             self._layerwise.load_state_dict(state_dict["layerwise"])
         self.last_epoch = self.controller.step
-        self._candidate = self._good = None
+        if self._rollback:
+            self._rollback.reset()
         self._overrun = False
         if new_length is not None:
             self.set_total_steps(new_length)
@@ -288,7 +268,7 @@ class LearnedLR(LRScheduler):
             self._advance()
         if new_groups:
             self._apply()
-        self._own_loss = loss.detach() if isinstance(loss, Tensor) else None
+        self._reports.set_closure(loss)
         if self.controller.measuring:
             params = self._parameters()
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
@@ -329,50 +309,21 @@ class LearnedLR(LRScheduler):
                     "stays where it is. Pass the length of the whole run as total_steps.",
                     stacklevel=3,
                 )
-            self._overrun, self._losses = True, []
+            self._overrun = True
+            self._reports.drop()
             return
-        if controller.end_step(self._take_loss()):
+        if controller.end_step(self._reports.take()):
             if self._open and 2 * controller.step >= controller.plan.total_steps:
                 controller.replan(2 * controller.plan.total_steps)
-            controller.close(processes.mean_where_given(self._val_loss, controller.lr))
-            self._val_loss = None
+            val_loss = self._reports.take_val()
+            controller.close(processes.mean_where_given(val_loss, controller.lr))
             if controller.deciding:
                 decision = controller.act(self.policy.act(controller))
                 processes.share(controller.lr)
-                self._log(decision, self._roll_back())
+                state = bool(controller.unfit), bool(controller.calm)
+                self._log(decision, bool(self._rollback and self._rollback.update(*state)))
             self._apply()
         self.last_epoch = controller.step
-
-    def _take_loss(self) -> Tensor:
-        """Mean of the losses since the last step, or else the closure's, or else the last one."""
-        if self._losses:
-            self._loss = torch.stack(self._losses).mean(0)
-            self._losses = []
-        elif self._own_loss is not None:
-            self._loss = self._own_loss.reshape(1).to(self.controller.lr, copy=True)
-        if self._loss is None:
-            warnings.warn(
-                "Expected a training loss, got none: the policy decides without it. Call "
-                "scheduler.step(loss).",
-                stacklevel=4,
-            )
-            self._loss = torch.full_like(self.controller.lr, _UNKNOWN_LOSS)
-        return self._loss
-
-    def _roll_back(self) -> bool:
-        """Keep good weights, or come back to them; returns whether it came back."""
-        if self._rollback is None:
-            return False
-        if bool(self.controller.unfit):
-            self._candidate = None
-            if self._good:
-                self._good.restore(self.optimizer)
-            return self._good is not None
-        if bool(self.controller.calm):
-            # Losses judge the weights that they were computed at: those of the last decision.
-            self._good = self._candidate or self._good
-            self._candidate = Snapshot(self._rollback, self.optimizer)
-        return False
 
     def _log(self, decision: Decision, rolled_back: bool) -> None:
         exploded, guarded = bool(decision.exploded), bool(decision.guarded)
@@ -414,52 +365,7 @@ def _check_unit(optimizer: Optimizer) -> None:
         )
 
 
-def _check_rollback(model: nn.Module | None, params: list[Tensor]) -> None:
-    if model is None:
-        return
-    known = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
-    if any(id(p) not in known for p in params):
-        raise InputError(
-            "Expected the model whose parameters the optimizer has as rollback, got a "
-            f"{type(model).__name__} that lacks some."
-        )
-
-
-def _scalar(value: Tensor | float, kind: str) -> Tensor:
-    """A loss as a tensor of one number."""
-    if not isinstance(value, Tensor | float) and not hasattr(value, "dtype"):
-        raise InputError(
-            f"Expected a {kind} loss, a tensor or float, got {value!r}; step() takes no epoch."
-        )
-    loss = torch.as_tensor(value).detach()
-    if loss.numel() != 1:
-        raise InputError(
-            f"Expected a scalar {kind} loss, got the shape {tuple(loss.shape)}; pass its mean."
-        )
-    return loss
-
-
 def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
     """Views of tensors, or of this process's shards, as those of one run, ``(1, ...)`` each."""
     own = [processes.own_shard(t.detach()) for t in tensors]
     return [(t.to_dense() if t.is_sparse else t)[None] for t in own]
-
-
-class _Seen:
-    """Knows a loss again that is the same tensor, not written to since; does not keep it alive."""
-
-    def __init__(self, loss: Tensor | float | None) -> None:
-        self._seen: tuple[weakref.ref[Tensor], int] | None = None
-        if isinstance(loss, Tensor) and not loss.is_inference():
-            self._seen = weakref.ref(loss), loss._version
-
-    def is_again(self, loss: Tensor | float | None) -> bool:
-        """Whether a loss is the one seen."""
-        if self._seen is None or not isinstance(loss, Tensor) or loss.is_inference():
-            return False
-        this, version = self._seen
-        return this() is loss and loss._version == version
-
-    def __reduce__(self) -> tuple[type[_Seen], tuple[None]]:
-        """Copy and pickle as knowing none."""
-        return _Seen, (None,)

@@ -38,17 +38,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: list[Tensor] | None = None) -> Tensor:
         """Map ``(b, t, d)`` to the same shape; a cache holds the past, and t is 1."""
-        b, t, d = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = self._project(x)
         if cache is not None:
             k = torch.cat([cache[0], k], 2) if cache else k
             v = torch.cat([cache[1], v], 2) if cache else v
             cache[:] = [k, v]
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        x = x + self.out(attended.transpose(1, 2).reshape(b, t, d))
+        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
         out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
         return out
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention weights on ``(b, t, d)``, ``(b, heads, t, t)``."""
+        q, k, _ = self._project(x)
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        return F.softmax(scores.masked_fill(ahead, -torch.inf), -1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, ``(3, b, heads, t, d / heads)``."""
+        qkv: Tensor = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        return qkv.permute(2, 0, 3, 1, 4)
 
 
 class CausalTransformer(nn.Module):

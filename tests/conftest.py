@@ -1,13 +1,16 @@
 """Settings of all tests, and the tiny trainees that several of them train."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from jobs import make_policy
 from torch import Tensor
 
 from lrenv.observation import OptimizerTraits
+from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.data import Dataset, teacher_dataset
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
@@ -84,6 +87,12 @@ class ScriptedRun:
 @pytest.fixture(scope="session")
 def scripted_run() -> Callable[..., ScriptedRun]:
     return ScriptedRun
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> FrozenPolicy:
+    """A policy with random weights that acts."""
+    return make_policy(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -256,78 +256,73 @@ def test_accelerate_counts_optimizer_steps(tmp_path: Path) -> None:
     assert window == pytest.approx([batch[-1] for batch in losses[:-1]])
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
+def scaled_run(
+    fused: bool, scaler: torch.amp.GradScaler, steps: int, overflows: tuple[int, ...] = ()
+) -> tuple[LearnedLR, Tensor]:
+    """Train by scaled gradients; returns the scheduler and the features of its decisions."""
     torch.manual_seed(0)
     net = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, fused=fused)
-    scheduler = LearnedLR(optimizer, 60)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    data = points()
-    for step in range(60):
+    scheduler, data = LearnedLR(optimizer, steps), points()
+    for step in range(steps):
         x, y = data[step * 8 % 96 : step * 8 % 96 + 8]
         loss = nn.functional.cross_entropy(net(x), y)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
-        if step in (0, 1, 30):
+        if step in overflows:
             net.weight.grad[0, 0] = torch.inf
         scaler.step(optimizer)
         scaler.update()
         scheduler.step(loss)
+    assert weights(net).isfinite().all()
+    return scheduler, torch.tensor([list(d["features"].values()) for d in scheduler.decisions])
 
-    seen = torch.tensor([list(d["features"].values()) for d in scheduler.decisions])
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scheduler, seen = scaled_run(fused, scaler, 60, overflows=(0, 1, 30))
+
     assert seen.isfinite().all()
     assert all(0 < d["lr"] < 1e3 for d in scheduler.decisions)
     assert scheduler.controller.step == (60 if fused else 57)
-    assert weights(net).isfinite().all()
 
 
 def test_fused_steps_of_scaled_gradients_are_measured_as_others() -> None:
     runs = []
     for fused in (False, True):
-        torch.manual_seed(0)
-        net = nn.Linear(4, 2)
-        optimizer = torch.optim.SGD(net.parameters(), 0.1, fused=fused)
-        scheduler = LearnedLR(optimizer, 40)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=7)
-        data = points()
-        for step in range(40):
-            x, y = data[step * 8 % 96 : step * 8 % 96 + 8]
-            loss = nn.functional.cross_entropy(net(x), y)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            scheduler.step(loss)
-        runs.append(torch.tensor([list(d["features"].values()) for d in scheduler.decisions]))
+        runs.append(scaled_run(fused, scaler, 40)[1])
 
     assert scaler.get_scale() > 100
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=1e-3)
 
 
 def test_a_tensor_lr_does_not_compile_the_step_anew() -> None:
-    def frames(scheduled: bool) -> list[int]:
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        net = nn.Linear(4, 2)
-        optimizer = torch.optim.Adam(net.parameters(), torch.tensor(0.1))
-        scheduler = LearnedLR(optimizer, 40)
-        counter, counts = CompileCounter(), []
-        # Hooks run outside what is compiled.
-        update = torch.compile(lambda: optimizer.step.__wrapped__(optimizer), backend=counter)
-        for _ in range(40):
-            loss = nn.functional.cross_entropy(net(points().tensors[0]), points().tensors[1])
-            optimizer.zero_grad()
-            loss.backward()
-            scheduler.before_step()
-            update()
-            scheduler.after_step()
-            if scheduled:
-                scheduler.step(loss)
-            counts.append(counter.frame_count)
-        return counts
+    torch._dynamo.reset()
+    net, counter = nn.Linear(4, 2), CompileCounter()
+    params = list(net.parameters())
+    optimizer = torch.optim.SGD(params, torch.tensor(0.1))
+    scheduler = LearnedLR(optimizer, 40)
 
-    assert frames(True) == frames(False)
+    @torch.compile(backend=counter)
+    def update() -> None:
+        with torch.no_grad():
+            for param in params:
+                param.sub_(optimizer.param_groups[0]["lr"] * param.grad)
+
+    x, y = points().tensors
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(net(x), y)
+        net.zero_grad()
+        loss.backward()
+        scheduler.before_step()  # hooks run outside what is compiled
+        update()
+        scheduler.after_step()
+        scheduler.step(loss)
+
+    assert counter.frame_count == 1
+    assert len({d["lr"] for d in scheduler.decisions}) > 10
 
 
 SHARDED = """

@@ -4,79 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jobs import STEPS, make_policy, optimizer_steps, scheduled, small_job, train
 from torch import nn
 
 from lrenv import InputError, LearnedLR, LRScheduleEnv
-from lrenv.observation import FEATURES
-from lrenv.policies.frozen import FrozenPolicy, load_policy, save_policy
-from lrenv.policies.network import Head
+from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-
-STEPS = 60
-
-
-def make_policy(folder: Path, preset: str = "scale-free") -> FrozenPolicy:
-    """A policy with random weights of a size that makes it act."""
-    torch.manual_seed(0)
-    actor = Head(preset, len(FEATURES) if preset == "scale-free" else 6)
-    with torch.no_grad():
-        actor.head.bias.fill_(-0.05)  # so that no LR is too high
-    return load_policy(save_policy(folder, f"random-{preset}", actor, {"preset": preset}))
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> FrozenPolicy:
-    return make_policy(tmp_path)
-
-
-def small_job(lr: float = 1e-3) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    return model, torch.optim.AdamW(model.parameters(), lr=lr)
-
-
-Job = tuple[nn.Module, torch.optim.Optimizer, LearnedLR]
-
-
-def scheduled(policy: FrozenPolicy, total_steps: int | None = STEPS) -> Job:
-    model, optimizer = small_job()
-    return model, optimizer, LearnedLR(optimizer, total_steps, policy)
-
-
-def optimizer_steps(model: nn.Module, optimizer: torch.optim.Optimizer, n: int = 1) -> None:
-    for _ in range(n):
-        optimizer.zero_grad()
-        model(torch.ones(4, 6)).square().mean().backward()
-        optimizer.step()
-
-
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LearnedLR,
-    steps: range,
-) -> list[float]:
-    lrs = []
-    for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        x, y = torch.randn(16, 6, generator=generator), torch.randint(3, (16,), generator=generator)
-        loss = nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        lrs.append(optimizer.param_groups[0]["lr"])
-        scheduler.step(loss)
-    return lrs
 
 
 @pytest.mark.parametrize("preset", ["scale-free", "classic"])
@@ -162,16 +103,6 @@ def test_tensor_lr_is_updated_in_place(policy: FrozenPolicy) -> None:
     assert float(held) == pytest.approx(scheduler.decisions[-1]["lr"])
 
 
-def test_steps_without_report_are_counted(policy: FrozenPolicy) -> None:
-    model, optimizer = small_job()
-    scheduler = LearnedLR(optimizer, STEPS, policy)
-    with pytest.warns(UserWarning, match="Expected a training loss"):
-        optimizer_steps(model, optimizer, 5)
-    scheduler.step(1.0)
-    scheduler.step(1.0)
-    assert scheduler.last_epoch == 5
-
-
 def test_non_finite_loss_cuts_the_lr(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     scheduler = LearnedLR(optimizer, STEPS, policy)
@@ -185,173 +116,10 @@ def test_non_finite_loss_cuts_the_lr(policy: FrozenPolicy) -> None:
     assert scheduler.get_last_lr() == [after]
 
 
-def test_longer_run_than_announced_warns_once(policy: FrozenPolicy) -> None:
-    model, optimizer = small_job()
-    scheduler = LearnedLR(optimizer, 10, policy)
-    train(model, optimizer, scheduler, range(10))
-    with pytest.warns(UserWarning, match="Expected 10 optimizer steps, got more"):
-        train(model, optimizer, scheduler, range(10, 13))
-
-
-@pytest.mark.parametrize("total_steps", [0, -5, 2.5, True])
-def test_bad_total_steps(policy: FrozenPolicy, total_steps: int) -> None:
-    _, optimizer = small_job()
-    with pytest.raises(InputError, match="Expected total_steps to be a whole number"):
-        LearnedLR(optimizer, total_steps, policy)
-
-
-def test_total_steps_may_be_a_number_of_numpy(policy: FrozenPolicy) -> None:
-    runs = []
-    for total_steps in (STEPS, np.int64(STEPS)):
-        job = scheduled(policy, total_steps)
-        runs.append(train(*job, range(STEPS)))
-        assert type(job[2].state_dict()["controller"]["total_steps"]) is int
-    assert runs[0] == runs[1]
-
-
 def test_bad_unit(policy: FrozenPolicy) -> None:
     _, optimizer = small_job(lr=0.0)
     with pytest.raises(InputError, match="Expected a positive LR"):
         LearnedLR(optimizer, 10, policy)
-
-
-@pytest.mark.parametrize("new", [45, 100])
-def test_a_run_is_made_longer_or_shorter_by_itself_and_at_a_resume(
-    policy: FrozenPolicy, new: int
-) -> None:
-    changed, stopped = scheduled(policy), scheduled(policy)
-    same = train(*changed, range(30))
-    assert train(*stopped, range(30)) == same
-    changed[2].set_total_steps(new)
-    resumed = scheduled(policy, new)
-    for part, old in zip(resumed, stopped, strict=True):
-        part.load_state_dict(copy.deepcopy(old.state_dict()))
-
-    lrs = train(*changed, range(30, new))
-    assert train(*resumed, range(30, new)) == lrs
-    assert changed[2].controller.done
-    assert changed[2].decisions[-1]["step"] > new - 5
-    with pytest.raises(InputError, match=f"at least {new + 1} optimizer steps, got 30; pass"):
-        changed[2].set_total_steps(30)
-
-
-def test_a_run_without_an_end_goes_on_until_it_is_finished(policy: FrozenPolicy) -> None:
-    job = scheduled(policy, None)
-    train(*job, range(1300))
-    lefts = [d["features"]["left"] for d in job[2].decisions]
-    assert min(lefts) >= -0.01  # half of the run, scaled to [-1, 1]
-    assert job[2].controller.plan.total_steps == 4000
-
-    resumed = scheduled(policy, None)
-    for part, old in zip(resumed, job, strict=True):
-        part.load_state_dict(copy.deepcopy(old.state_dict()))
-    job[2].finish(100)
-    lrs = train(*job, range(1300, 1400))
-    assert job[2].controller.done
-    assert job[2].decisions[-1]["features"]["left"] < -0.9
-
-    resumed[2].finish(100)
-    assert train(*resumed, range(1300, 1400)) == lrs
-
-
-def test_tensors_get_lc_s_multiples_of_the_learned_lr(policy: FrozenPolicy) -> None:
-    model, optimizer = small_job()
-    scheduler = LearnedLR(optimizer, STEPS, policy, layerwise="lc")
-    used = []
-    optimizer.register_step_pre_hook(lambda o, *_: used.append([g["lr"] for g in o.param_groups]))
-    train(model, optimizer, scheduler, range(30))
-    state = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, scheduler)]
-
-    assert len(optimizer.param_groups) == 4
-    assert len(set(scheduler.get_last_lr())) == 1
-    assert len(set(used[-1])) > 1
-    last = [row for row in used if len(set(row)) > 1][-1]
-    assert sum(last) / 4 in [pytest.approx(d["lr"]) for d in scheduler.decisions]
-    assert len(set(scheduler.multipliers)) > 1
-
-    rest = train(model, optimizer, scheduler, range(30, STEPS))
-    resumed, other = small_job()
-    again = LearnedLR(other, STEPS, policy, layerwise="lc")
-    for part, saved in zip((resumed, other, again), state, strict=True):
-        part.load_state_dict(saved)
-    assert train(resumed, other, again, range(30, STEPS)) == rest
-    with pytest.raises(InputError, match="layerwise to be None or 'lc', got 'x'"):
-        LearnedLR(optimizer, STEPS, policy, layerwise="x")
-
-
-def test_lc_multiplies_what_was_decided_within_the_step(policy: FrozenPolicy) -> None:
-    model, optimizer = small_job()
-    scheduler = LearnedLR(optimizer, STEPS, policy, layerwise="lc")
-    with pytest.warns(UserWarning, match="Expected a training loss"):
-        optimizer_steps(model, optimizer, 20)  # decisions fall within the steps
-    assert scheduler.get_last_lr() == [float(scheduler.controller.lr)] * 4
-    assert [group["lr"] for group in optimizer.param_groups] == scheduler.get_last_lr()
-
-    new = nn.Parameter(torch.ones(3))
-    new.grad = torch.full((3,), torch.inf)
-    optimizer.add_param_group({"params": [new], "lr": 0.1})
-    optimizer.step()
-    assert optimizer.param_groups[4]["initial_lr"] == 0.1
-
-
-def test_a_copy_keeps_lc(policy: FrozenPolicy) -> None:
-    job = (*small_job(),)
-    original = (*job, LearnedLR(job[1], STEPS, policy, layerwise="lc"))
-    train(*original, range(17))
-    copied = copy.deepcopy(original)
-    assert train(*copied, range(17, STEPS)) == train(*original, range(17, STEPS))
-    weights = [nn.utils.parameters_to_vector(m.parameters()) for m, _, _ in (original, copied)]
-    assert torch.equal(*weights)
-
-
-def test_layerwise_must_agree_at_a_resume(policy: FrozenPolicy) -> None:
-    for first, second, word in (("lc", None, "with"), (None, "lc", "without")):
-        state = LearnedLR(small_job()[1], STEPS, policy, layerwise=first).state_dict()
-        other = LearnedLR(small_job()[1], STEPS, policy, layerwise=second)
-        with pytest.raises(InputError, match=f"same layerwise, got one {word} it; resume"):
-            other.load_state_dict(state)
-
-
-def test_a_resume_keeps_a_length_that_was_changed(policy: FrozenPolicy) -> None:
-    job = scheduled(policy)
-    train(*job, range(30))
-    job[2].set_total_steps(100)
-    train(*job, range(30, 70))
-    resumed = scheduled(policy)
-    for part, old in zip(resumed, job, strict=True):
-        part.load_state_dict(copy.deepcopy(old.state_dict()))
-    assert train(*resumed, range(70, 100)) == train(*job, range(70, 100))
-    with pytest.raises(InputError, match="at least 101 optimizer steps, got 50"):
-        scheduled(policy, 50)[2].load_state_dict(job[2].state_dict())
-
-
-def test_intervals_join_without_gaps_in_a_run_without_an_end(policy: FrozenPolicy) -> None:
-    job, seen = scheduled(policy, None), []
-    update = job[2].controller.observer.update
-    job[2].controller.observer.update = lambda interval, lr: (
-        seen.append((interval.start, interval.end)),
-        update(interval, lr),
-    )
-    train(*job, range(1300))
-    assert [start for start, _ in seen[1:]] == [end for _, end in seen[:-1]]
-    assert seen[-1][1] == job[2].controller.plan.ends[len(seen) - 1]
-
-
-def test_losses_past_the_end_are_not_kept(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy, 10)
-    with pytest.warns(UserWarning, match="got more"):
-        train(model, optimizer, scheduler, range(30))
-    assert scheduler.state_dict()["losses"] == []
-
-
-def test_a_scheduler_is_pickled_and_takes_losses_of_inference_mode(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy)
-    train(model, optimizer, scheduler, range(5))
-    with torch.inference_mode():
-        loss = model(torch.ones(4, 6)).square().mean()
-    scheduler.step(loss)
-    again = pickle.loads(pickle.dumps(scheduler))
-    assert again.get_last_lr() == scheduler.get_last_lr()
 
 
 def test_what_is_no_optimizer_loss_or_model_is_refused(policy: FrozenPolicy) -> None:
@@ -372,44 +140,6 @@ def test_what_is_no_optimizer_loss_or_model_is_refused(policy: FrozenPolicy) -> 
         scheduler.step(1.0, 5)
     with pytest.raises(InputError, match="state of a LearnedLR, got that of another scheduler"):
         scheduler.load_state_dict({"last_epoch": 3})
-
-
-def test_short_runs_and_lost_weights_are_warned_of(policy: FrozenPolicy) -> None:
-    model, optimizer = small_job()
-    with pytest.warns(UserWarning, match=r"at least 100 optimizer steps, .* got 50: its LR may"):
-        scheduler = LearnedLR(optimizer, 50, policy)
-    train(model, optimizer, scheduler, range(20))
-    optimizer_steps(model, optimizer)
-    with pytest.warns(UserWarning, match=r"the loss was not finite, .* rollback=model"):
-        scheduler.step(float("nan"))
-
-
-def test_the_lr_does_not_rise_once_a_run_is_to_finish(tmp_path: Path) -> None:
-    policy = make_policy(tmp_path)
-    with torch.no_grad():
-        policy.actor.head.bias.fill_(0.2)  # rises at every decision
-    model, optimizer, scheduler = scheduled(policy, None)
-    lrs = train(model, optimizer, scheduler, range(30))
-    (ceiling,) = scheduler.get_last_lr()
-    scheduler.finish(30)
-    after = train(model, optimizer, scheduler, range(30, 60))
-    assert lrs[-1] > 10 * lrs[5]
-    assert max(after) == pytest.approx(ceiling)
-
-
-def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
-    lrs = []
-    for apart in (False, True):
-        model, optimizer, scheduler = scheduled(policy)
-        for step in range(STEPS):
-            optimizer_steps(model, optimizer)
-            if apart:
-                scheduler.report(1.0 / (step + 1), val_loss=2.0)
-                scheduler.step()
-            else:
-                scheduler.step(1.0 / (step + 1), val_loss=2.0)
-        lrs.append([d["lr"] for d in scheduler.decisions])
-    assert lrs[0] == lrs[1]
 
 
 def test_resume_needs_the_same_policy(policy: FrozenPolicy, tmp_path: Path) -> None:
@@ -521,46 +251,3 @@ def test_sparse_gradients_and_empty_parameters(policy: FrozenPolicy) -> None:
         runs.append([d["lr"] for d in scheduler.decisions])
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert len(set(runs[0])) > 10
-
-
-def test_a_job_without_losses_is_warned_once(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy)
-    optimizer_steps(model, optimizer)
-    with pytest.warns(UserWarning, match="Expected a training loss, got none") as caught:
-        scheduler.step()
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    for _ in range(9):  # warnings are errors here
-        optimizer_steps(model, optimizer)
-        scheduler.step()
-    assert scheduler.last_epoch == 10
-
-
-def test_a_loss_of_several_values_is_refused(policy: FrozenPolicy) -> None:
-    _, _, scheduler = scheduled(policy)
-    with pytest.raises(InputError, match=r"scalar training loss, got the shape \(4,\); pass"):
-        scheduler.step(torch.ones(4))
-
-
-def test_losses_between_optimizer_steps_are_averaged(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy)
-    for step in range(3):
-        scheduler.step(1.0 + step)
-        optimizer_steps(model, optimizer)
-        scheduler.step(torch.tensor(3.0 + step))
-    assert scheduler.controller.observer.window.loss.tolist() == [[2.0, 3.0, 4.0]]
-
-
-def test_a_loss_may_be_overwritten_afterwards(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy, total_steps=1000)
-    loss = torch.zeros(())
-    ends = scheduler.controller.plan.ends
-    n_steps = next(end for start, end in pairwise(ends) if end - start > 1)
-    for step in range(n_steps):
-        scheduler.step(loss.fill_(step))
-        loss.fill_(-1.0)
-        optimizer_steps(model, optimizer)
-        scheduler.step(loss.fill_(step + 2))
-        loss.fill_(-1.0)
-    window = scheduler.controller.observer.window
-    assert window.loss.tolist() == [[step + 1.0 for step in range(n_steps)]]

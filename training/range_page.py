@@ -6,15 +6,13 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from string import Template
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from lrenv.files import make_folder, write_atomic
 from lrenv.range_test import RangeTest, range_test
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
-from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.specs import OptimizerSpec, batch_order
 from lrenv.training.progress import console
 from lrenv.training.report_page import simple_page
 from lrenv.training.runfolder import write_json
@@ -37,14 +35,8 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     folder = make_folder(settings.output)
     optimizer = OptimizerSpec(settings.optimizer)
     trainee = build_trainee(build_task(settings.trainee, settings.steps, optimizer))
-    for group in trainee.optimizer.param_groups:
-        group["lr"] = 1.0  # the unit of the ratios between groups
-
-    found = range_test(
-        trainee.model,
-        trainee.optimizer,
-        batches(trainee),
-        lambda model, batch: trainee.spec.loss(model, *batch),
+    found = range_test_of(
+        trainee,
         low=settings.low,
         high=settings.high,
         mode=settings.mode,
@@ -62,12 +54,23 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     return path
 
 
-def batches(trainee: SingleTrainee) -> list[tuple[Tensor, Tensor]]:
-    """A pass over a trainee's training data in shuffled batches."""
-    data, size = trainee.dataset, trainee.spec.batch_size
-    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(1))
-    parts = [part for part in order.split(size) if len(part) == min(size, len(order))]
-    return [(data.x_train[part], data.y_train[part]) for part in parts]
+def range_test_of(trainee: SingleTrainee, **settings: Any) -> RangeTest:
+    """Run the range test on a trainee, on passes over its shuffled training data.
+
+    Args:
+        trainee: The trainee.
+        settings: Those of :func:`lrenv.range_test.range_test`.
+    """
+    data, spec = trainee.dataset, trainee.spec
+    n, size = len(data.x_train), min(spec.batch_size, len(data.x_train))
+    order = batch_order(n, size, n // size, seed=1)
+    return range_test(
+        trainee.model,
+        trainee.optimizer,
+        [(data.x_train[index], data.y_train[index]) for index in order],
+        lambda model, batch: spec.loss(model, *batch),
+        **settings,
+    )
 
 
 def _plot(found: RangeTest) -> str:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
+from lrenv.rollback import same_modes_and_random_numbers
 
 KEEP = 0.9
 """Share of the old LR in the new one (GeN, algorithm 1)."""
@@ -327,23 +328,13 @@ def _kind(name: str, param: Tensor, norms: set[str], head: str) -> str:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Dropout off, batch norm on the batch; buffers and random states come back bit for bit."""
-    modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.eval()
-    for module, training in modes.items():
-        if training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    try:
-        with torch.random.fork_rng(_gpus(model)):
+    with same_modes_and_random_numbers(model):
+        for module in model.modules():
+            reads_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = module.training and reads_batch
+        try:
             yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for buffer, value in buffers:
-            buffer.copy_(value)
-
-
-def _gpus(model: nn.Module) -> list[torch.device]:
-    """The GPUs that a model is on; the states of all others stay untouched."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+        finally:
+            for buffer, value in buffers:
+                buffer.copy_(value)
