@@ -11,12 +11,20 @@ from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.data import Dataset, downsample, load_dataset, standardise, teacher_dataset
+from lrenv.trainees.data import (
+    Dataset,
+    codes,
+    downsample,
+    load_dataset,
+    standardise,
+    teacher_dataset,
+)
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec, StackedMLP
+from lrenv.trainees.regressor import RegressorSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
-from lrenv.trainees.specs import OptimizerSpec, RunSpec
+from lrenv.trainees.specs import OptimizerSpec, RunSpec, noisy_labels
 from lrenv.trainees.text import encipher, markov_dataset, python_docs
 
 N_STEPS = 50
@@ -32,7 +40,9 @@ FAMILIES = {
     "decoder": DecoderSpec(8, 2, 2, **RUN),
     "lora": AdaptedDecoderSpec(8, 1, 2, rank=2, alpha=2.0, **RUN),
     "autoencoder": AutoencoderSpec((5, 2), "tanh", **RUN),
+    "regressor": RegressorSpec((7, 5), "gelu", **RUN),
 }
+NO_CLASSES = ("autoencoder", "regressor")
 OPTIMIZERS = {
     "sgd": (OptimizerSpec("sgd", 0.0), 0.4),
     "momentum and decay": (OptimizerSpec("sgd", 0.9, weight_decay=0.01), 0.08),
@@ -52,7 +62,7 @@ def data_of(tiny_data):
     few = {part: getattr(text, part)[:300] for part in ("x_train", "y_train", "x_val", "y_val")}
     few |= {part: getattr(text, part)[:60] for part in ("x_test", "y_test")}
     data["adapted-decoder"] = encipher(replace(text, **few), 0.5, seed=0)
-    return {**data, "autoencoder": images, "resnet18": images}
+    return {**data, "autoencoder": images, "regressor": codes(images, 4, 0), "resnet18": images}
 
 
 def train(trainee: BatchedTrainee | SingleTrainee, lrs: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ def test_losses_equal_those_of_single_runs(data_of, dtype, tolerance, family, op
             batched.evaluate(split)[0], scores[0], rtol=10 * tolerance, atol=0
         )
         # NaN where the model predicts no classes
-        hits = pytest.approx(scores[1].tolist(), abs=0.011, nan_ok=family == "autoencoder")
+        hits = pytest.approx(scores[1].tolist(), abs=0.011, nan_ok=family in NO_CLASSES)
         assert batched.evaluate(split)[1].tolist() == hits
 
 
@@ -177,6 +187,17 @@ def test_label_noise_spares_the_other_splits(tiny_data):
     assert first[0] != first[1]
     assert losses[0] == losses[1]
     assert accuracy[0] == accuracy[1]
+
+
+def test_noisy_numbers_are_those_of_other_rows(data_of):
+    labels = data_of["regressor"].y_train
+
+    noisy = noisy_labels(labels, 4, 0.3, seed=0)
+
+    changed = (noisy != labels).any(1)
+    assert changed.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert {tuple(row) for row in noisy.tolist()} <= {tuple(row) for row in labels.tolist()}
+    assert noisy_labels(labels, 4, 0.0, seed=0) is labels
 
 
 def test_a_single_evaluation_can_read_the_first_examples_alone(tiny_data):

@@ -20,10 +20,13 @@ from lrenv.errors import InputError, ResourceError
 from lrenv.trainees import data, idx
 from lrenv.trainees.data import (
     Dataset,
+    codes,
     data_root,
     downsample,
+    halves,
     load_dataset,
     random_projection,
+    some_classes,
     standardise,
     teacher_dataset,
 )
@@ -353,3 +356,58 @@ def test_tables_have_standardised_columns(name, n_features, n_classes, n):
     torch.testing.assert_close(table.x_train.mean(0), torch.zeros(n_features), atol=1e-5, rtol=0)
     torch.testing.assert_close(table.x_train.std(0), torch.ones(n_features))
     assert table.x_val.mean(0).abs().max() > 1e-3
+
+
+def test_a_teacher_can_give_its_outputs():
+    numbers, classes = (teacher_dataset(8, 4, 500, 0, numbers=n) for n in (True, False))
+
+    assert numbers.y_train.shape == (300, 4)
+    assert torch.equal(numbers.y_train.argmax(1), classes.y_train)
+    assert torch.equal(numbers.x_val, classes.x_val)
+    assert teacher_dataset(4, 1, 100, 0, numbers=True).y_test.shape == (20, 1)
+    with pytest.raises(InputError, match="n_classes >= 1 and"):
+        teacher_dataset(4, 0, 100, 0, numbers=True)
+
+
+def test_halves_of_images_stay_together():
+    images = downsample(load_dataset("digits"), 6)
+    split = halves(images)
+
+    whole = images.x_val.view(-1, 6, 6)
+    assert split.image_shape == (1, 3, 6)
+    assert split.n_classes == split.n_features == 18
+    for part, ours in ((whole[:, :3], split.x_val), (whole[:, 3:], split.y_val)):
+        pairs = torch.corrcoef(torch.stack([part.flatten(), ours.flatten()]))
+        assert pairs[0, 1].item() == pytest.approx(1.0, abs=1e-5)
+    assert split.y_train.std().item() == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(InputError, match="expected images of an even height"):
+        halves(downsample(images, 5))
+
+
+def test_codes_are_linear_in_the_inputs():
+    images = downsample(load_dataset("digits"), 4)
+    data = codes(images, 3, seed=1)
+
+    def with_ones(x):
+        return torch.cat([x, torch.ones(len(x), 1)], 1)
+
+    solution = torch.linalg.lstsq(with_ones(data.x_train).double(), data.y_train.double()).solution
+    predicted = with_ones(data.x_test).double() @ solution
+    torch.testing.assert_close(predicted, data.y_test.double(), rtol=1e-3, atol=1e-3)
+    assert data.n_classes == 3
+    assert data.y_train.std(0).tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+
+
+def test_some_classes_are_kept_and_numbered_anew():
+    images = load_dataset("digits")
+    few = some_classes(images, 3, seed=0)
+
+    assert few.n_classes == 3
+    assert set(few.y_train.tolist()) == {0, 1, 2}
+    rows = {tuple(row.tolist()): y for row, y in zip(images.x_test, images.y_test, strict=True)}
+    labels = {
+        (int(y), int(rows[tuple(x.tolist())])) for x, y in zip(few.x_test, few.y_test, strict=True)
+    }
+    assert len(labels) == 3
+    with pytest.raises(InputError, match="expected from 2 to 10 classes, got 11"):
+        some_classes(images, 11, seed=0)

@@ -136,6 +136,32 @@ def test_general_tasks_are_of_all_models_and_disjoint_from_test_tasks():
         assert trainee.backward().isfinite()
 
 
+def test_wide_tasks_add_regression_few_examples_few_classes_and_brief_runs():
+    tasks = [training_task(i, "wide") for i in range(320)]
+    regression, scarce, easy, brief = (tasks[1 + 2 * k :: 8] for k in range(4))
+
+    assert tasks[::2] == [training_task(i, "general") for i in range(160)]
+    assert {t.spec.kind for t in regression} == {"regressor"}
+    assert {t.data.name for t in regression} == {"halves", "codes", "teacher-outputs"}
+    assert {t.data.n_train for t in scarce} == {100, 200, 400}
+    assert {t.spec.kind for t in easy} == {"mlp", "convnet"}
+    assert {t.data.n_classes for t in easy} == {2, 3, 5, 8}
+    assert {t.spec.kind for t in brief} == {
+        "mlp",
+        "regressor",
+        "convnet",
+        "decoder",
+        "adapted-decoder",
+    }
+    assert all(20 <= t.spec.total_steps <= 100 for t in brief)
+    assert len({task.key() for task in tasks}) == 320
+    assert all(t.data.size or t.data.projection for t in tasks if t.data.name == "mnist-5k")
+    assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
+    for task in tasks[1:17:2]:
+        trainee = build_trainee(task)
+        assert trainee.backward().isfinite()
+
+
 def test_unknown_family():
     with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed, "):
         training_task(0, "hard")
@@ -154,6 +180,9 @@ def test_there_are_24_test_tasks():
         ("plain", (100, 800)),
         ("convnet", (100, 5000)),
         ("decoder", (100, 5000)),
+        ("scarce", (50, 600)),
+        ("easy", (100, 1000)),
+        ("brief", (20, 100)),
     ],
 )
 def test_lengths_are_spread_over_their_bounds(family, steps):

@@ -24,7 +24,7 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A classification data set in three disjoint splits; each token of a sequence has a label.
+    """A data set in three disjoint splits; each token of a sequence has a label.
 
     Loads are cached, so the tensors are shared between callers: treat them as read-only.
 
@@ -32,12 +32,13 @@ class Dataset:
         name: The label under which results are shown, such as "MNIST-5k".
         x_train: Inputs to train on, float32 ``(n_train, n_features)``, pixels in [0, 1]; or
             tokens, int64 ``(n_train, t)``.
-        y_train: Labels to train on, int64 ``(n_train,)``; of tokens ``(n_train, t)``.
+        y_train: Labels to train on, int64 ``(n_train,)``; of tokens ``(n_train, t)``; numbers to
+            predict, float32 ``(n_train, n_classes)``.
         x_val: Inputs to choose by, as ``x_train``.
         y_val: Labels to choose by, as ``y_train``.
         x_test: Inputs for the final report alone, as ``x_train``.
         y_test: Labels for the final report alone, as ``y_train``.
-        n_classes: Number of classes, or of tokens.
+        n_classes: Number of classes, of tokens, or of numbers to predict.
         image_shape: ``(channels, height, width)`` of a row of inputs, None where it is no image.
         note: One sentence on the origin of the data.
     """
@@ -187,6 +188,25 @@ def downsample(dataset: Dataset, size: int) -> Dataset:
     )
 
 
+def some_classes(dataset: Dataset, n_classes: int, seed: int) -> Dataset:
+    """Keep the examples of ``n_classes`` classes drawn at random, numbered anew.
+
+    Raises:
+        InputError: There are not as many, or fewer than two are asked for.
+    """
+    if not 2 <= n_classes <= dataset.n_classes:
+        raise InputError(f"expected from 2 to {dataset.n_classes} classes, got {n_classes}")
+    kept = torch.randperm(dataset.n_classes, generator=_generator(seed))[:n_classes]
+    new_label = torch.full((dataset.n_classes,), -1)
+    new_label[kept] = torch.arange(n_classes)
+    parts: dict[str, Tensor] = {}
+    for name in ("train", "val", "test"):
+        x, y = dataset.split(name)
+        labels = new_label[y]
+        parts |= {f"x_{name}": x[labels >= 0], f"y_{name}": labels[labels >= 0]}
+    return replace(dataset, name=f"{dataset.name}-{n_classes}c{seed}", n_classes=n_classes, **parts)
+
+
 def random_projection(dataset: Dataset, n_features: int, seed: int) -> Dataset:
     """Project the inputs to ``n_features`` by one Gaussian matrix, then standardise each feature.
 
@@ -214,17 +234,74 @@ def standardise(dataset: Dataset) -> Dataset:
     return _map_inputs(dataset, lambda x: (x - mean) / _nonzero(std))
 
 
-def teacher_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) -> Dataset:
+def halves(dataset: Dataset) -> Dataset:
+    """Predict the lower half of each image from the upper one.
+
+    Raises:
+        InputError: The data set holds no images of an even height.
+    """
+    if dataset.image_shape is None or dataset.image_shape[1] % 2:
+        raise InputError(
+            f"expected images of an even height, {dataset.name} has an image_shape of "
+            f"{dataset.image_shape}"
+        )
+    channels, height, width = dataset.image_shape
+
+    def half(index: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: x.view(-1, channels, 2, height // 2, width)[:, :, index].flatten(1)
+
+    upper, lower = (_map_inputs(dataset, half(index)) for index in (0, 1))
+    return replace(
+        _with_targets(standardise(upper), standardise(lower)),
+        name=f"{dataset.name}-halves",
+        image_shape=(channels, height // 2, width),
+    )
+
+
+def codes(dataset: Dataset, n_codes: int, seed: int) -> Dataset:
+    """Predict random projections of the inputs, by one Gaussian matrix.
+
+    Raises:
+        InputError: ``n_codes`` is below 1.
+    """
+    targets = random_projection(dataset, n_codes, seed)
+    return replace(
+        _with_targets(standardise(dataset), targets), name=f"{dataset.name}-codes{n_codes}"
+    )
+
+
+def _with_targets(inputs: Dataset, targets: Dataset) -> Dataset:
+    """Have the inputs of another data set of the same rows predicted."""
+    return replace(
+        inputs,
+        y_train=targets.x_train,
+        y_val=targets.x_val,
+        y_test=targets.x_test,
+        n_classes=targets.n_features,
+    )
+
+
+def teacher_dataset(
+    n_features: int, n_classes: int, n_samples: int, seed: int, numbers: bool = False
+) -> Dataset:
     """Label Gaussian inputs by a random two-layer tanh network of 32 hidden units.
 
     The teacher's outputs are standardised over the samples, so that no class dominates.
 
+    Args:
+        n_features: Inputs.
+        n_classes: Outputs of the teacher.
+        n_samples: Examples of all splits together.
+        seed: Seed of teacher and inputs.
+        numbers: Labels are the teacher's outputs, rather than the largest one's index.
+
     Raises:
-        InputError: Fewer than 1 feature, 2 classes, or 5 samples a class are asked for.
+        InputError: Fewer than 1 feature, 2 classes (1 output), or 5 samples a class are asked for.
     """
-    if n_features < 1 or n_classes < 2 or n_samples < 5 * n_classes:
+    least = 1 if numbers else 2
+    if n_features < 1 or n_classes < least or n_samples < 5 * n_classes:
         raise InputError(
-            "expected n_features >= 1, n_classes >= 2 and n_samples >= 5 * n_classes, "
+            f"expected n_features >= 1, n_classes >= {least} and n_samples >= 5 * n_classes, "
             f"got {n_features}, {n_classes} and {n_samples}"
         )
     generator = _generator(seed)
@@ -236,14 +313,14 @@ def teacher_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
     # A gain of 2 bends the tanh: at 1 the teacher would be almost linear.
     hidden = torch.tanh(x @ gaussian(n_features, n_hidden) * (2 / n_features**0.5))
     outputs = hidden @ gaussian(n_hidden, n_classes)
-    labels = ((outputs - outputs.mean(0)) / outputs.std(0)).argmax(1)
+    outputs = (outputs - outputs.mean(0)) / outputs.std(0)
     n_held = n_samples // 5
     rows = torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
     return _take(
         x,
-        labels,
+        outputs if numbers else outputs.argmax(1),
         rows,
-        name=f"teacher-{n_features}f-{n_classes}c",
+        name=f"teacher-{n_features}f-{n_classes}{'o' if numbers else 'c'}",
         n_classes=n_classes,
         note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
     )

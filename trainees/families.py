@@ -1,9 +1,9 @@
 """The declared families of training and test tasks, disjoint by their inputs.
 
-Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers, convolutional
-networks on down-sampled MNIST-5k, and decoders on characters of the Python reference and on Markov
-chains; none sees an image at full size, Fashion-MNIST or digits. Held-out tasks are MLPs on
-full-size images.
+Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers, which classify
+or predict numbers, convolutional networks on down-sampled MNIST-5k, and decoders on characters of
+the Python reference and on Markov chains; none sees an image at full size, Fashion-MNIST, digits or
+a table. Held-out tasks are MLPs on full-size images.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from lrenv.errors import InputError
 from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec
-from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.regressor import RegressorSpec
+from lrenv.trainees.specs import OptimizerSpec, RunSpec
 from lrenv.trainees.tasks import DataSpec, Task
 
 
@@ -155,11 +158,96 @@ def _long(index: int) -> Task:
     return Task(_draw_data(draw), spec, seed=index)
 
 
+def _regression(index: int) -> Task:
+    """MLPs, some with a bottleneck, that predict numbers; some can be predicted without error."""
+    draw = random.Random(f"regression-{index}")
+    wide = draw.choice((32, 64, 128))
+    optimizer = _draw_optimizer(draw)
+    spec = RegressorSpec(
+        hidden=draw.choice(((wide,), (wide, wide), (wide, wide // 4, wide), (wide // 4,))),
+        activation=draw.choice(("relu", "tanh", "gelu")),
+        optimizer=optimizer,
+        batch_size=draw.choice((8, 16, 32, 64)),
+        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(1500)))),
+        label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
+        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+        # The mean over many outputs makes gradients small.
+        lr_multiplier=10 ** draw.uniform(0, 1.5) if optimizer.name == "sgd" else 1.0,
+    )
+    seed, n_train = draw.randrange(8), draw.choice((0, 0, 0, 600))
+    kind = draw.choice(("halves", "codes", "codes", "teacher-outputs"))
+    if kind == "teacher-outputs":
+        inputs, outputs = draw.choice((4, 16, 32)), draw.choice((1, 2, 8))
+        data = DataSpec(kind, projection=inputs, n_classes=outputs, n_train=n_train, seed=seed)
+    elif kind == "codes":
+        size, outputs = draw.choice((6, 10, 14)), draw.choice((8, 32, 96))
+        data = DataSpec(kind, size=size, n_classes=outputs, n_train=n_train, seed=seed)
+    else:
+        data = DataSpec(kind, size=draw.choice((6, 10, 14)), n_train=n_train)
+    return Task(data, spec, seed=index)
+
+
+def _scarce(index: int) -> Task:
+    """MLPs on few examples of few features, as tables have them; most learn them by heart."""
+    draw = random.Random(f"scarce-{index}")
+    spec = MLPSpec(
+        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        optimizer=_draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32)),
+        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(600)))),
+        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.2))),
+    )
+    n_train, seed = draw.choice((100, 200, 400)), draw.randrange(8)
+    n_classes = draw.choice((2, 3, 5))
+    if draw.random() < 0.3:
+        name, inputs = "teacher", draw.choice((4, 8, 16))
+    else:
+        name, inputs = "mnist-5k", draw.choice((8, 16, 32))
+    data = DataSpec(name, projection=inputs, n_classes=n_classes, n_train=n_train, seed=seed)
+    return Task(data, spec, seed=index)
+
+
+def _easy(index: int) -> Task:
+    """Models of a few classes of clean images, whose losses come close to zero."""
+    draw = random.Random(f"easy-{index}")
+    settings: dict[str, Any] = {
+        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
+        "optimizer": _draw_optimizer(draw),
+        "batch_size": draw.choice((16, 32, 64)),
+        "total_steps": round(math.exp(draw.uniform(math.log(100), math.log(1000)))),
+    }
+    spec: RunSpec
+    if draw.random() < 0.7:
+        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
+        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
+    else:
+        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 2)), **settings)
+    data = DataSpec(
+        "mnist-5k",
+        size=draw.choice((8, 10, 14)),
+        n_classes=draw.choice((2, 3, 5, 8)),
+        n_train=draw.choice((0, 0, 600)),
+        seed=draw.randrange(8),
+    )
+    return Task(data, spec, seed=index)
+
+
+def _brief(index: int) -> Task:
+    """Runs of 20 to 100 steps of all models."""
+    draw = random.Random(f"brief-{index}")
+    steps = round(math.exp(draw.uniform(math.log(20), math.log(100))))
+    # Numbers that the other families hardly reach.
+    task = draw.choice((_plain, _convnet, _decoder, _adapted, _regression))(10**6 + index)
+    return replace(task, spec=replace(task.spec, total_steps=steps))
+
+
 def _take_turns(*families: Callable[[int], Task]) -> Callable[[int], Task]:
     return lambda index: families[index % len(families)](index // len(families))
 
 
 _mixed = _take_turns(_varied, _plain)
+_general = _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": _varied,
     "plain": _plain,
@@ -167,9 +255,15 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "convnet": _convnet,
     "decoder": _decoder,
     "adapted": _adapted,
-    "general": _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long)),
+    "general": _general,
+    "regression": _regression,
+    "scarce": _scarce,
+    "easy": _easy,
+    "brief": _brief,
+    "wide": _take_turns(_general, _take_turns(_regression, _scarce, _easy, _brief)),
 }
-"""Families of training tasks; ``"mixed"`` and ``"general"`` take turns between others."""
+"""Families of training tasks; ``"mixed"``, ``"general"`` and ``"wide"`` take turns between
+others."""
 
 _LONG = 1000
 """Optimizer steps above which models are small, for the sake of the time the experts take."""

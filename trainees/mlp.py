@@ -107,12 +107,7 @@ class StackedMLP(StackedModel):
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute each run's gradients and return the losses, see :class:`StackedModel`."""
         pre, post = self._forward(self.params, x)
-        log_p = F.log_softmax(pre[-1], 1)
-        labels = y[:, None]
-        loss = -log_p.gather(1, labels).mean((1, 2))
-        delta = log_p.exp_()
-        delta.scatter_add_(1, labels, delta.new_full((1, 1, 1), -1.0).expand_as(labels))
-        delta.div_(labels.shape[2])
+        loss, delta = self.output_gradient(pre[-1], y)
         for layer in reversed(range(len(pre))):
             weight, grad_w, grad_b = self.params[2 * layer], *self.grads[2 * layer : 2 * layer + 2]
             if layer:
@@ -126,6 +121,15 @@ class StackedMLP(StackedModel):
                 back = torch.bmm(weight.transpose(1, 2), delta)
                 delta = self._derive(back, pre[layer - 1], post[layer - 1])
         return loss
+
+    def output_gradient(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses ``(r,)`` of labels ``(r, n)``, and their gradient in the logits, ``(r, c, n)``."""
+        log_p = F.log_softmax(outputs, 1)
+        labels = y[:, None]
+        loss = -log_p.gather(1, labels).mean((1, 2))
+        delta = log_p.exp_()
+        delta.scatter_add_(1, labels, delta.new_full((1, 1, 1), -1.0).expand_as(labels))
+        return loss, delta.div_(labels.shape[2])
 
     def _forward(self, params: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Pre- and post-activations of the layers, ``(r, o, n)``; ReLU's are the same tensor."""

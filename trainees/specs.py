@@ -183,9 +183,13 @@ def batch_order(n_train: int, batch_size: int, total_steps: int, seed: int) -> T
 
 
 def noisy_labels(labels: Tensor, n_classes: int, share: float, seed: int) -> Tensor:
-    """Replace a share of the labels by uniformly random ones."""
+    """Replace a share of the labels by uniformly random ones; numbers by those of other rows."""
     if share == 0.0:
         return labels
     generator = torch.Generator().manual_seed(seed + 2_000_003)
+    if labels.is_floating_point():
+        others = labels[torch.randperm(len(labels), generator=generator)]
+        chosen = torch.rand(len(labels), generator=generator) < share
+        return torch.where(chosen[:, None], others, labels)
     random = torch.randint(n_classes, labels.shape, generator=generator)
     return torch.where(torch.rand(labels.shape, generator=generator) < share, random, labels)

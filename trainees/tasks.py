@@ -13,9 +13,12 @@ from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import (
     Dataset,
+    codes,
     downsample,
+    halves,
     load_dataset,
     random_projection,
+    some_classes,
     standardise,
     teacher_dataset,
 )
@@ -23,6 +26,7 @@ from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.encoding import instruction_dataset
 from lrenv.trainees.lora import LoRASpec
 from lrenv.trainees.mlp import MLPSpec
+from lrenv.trainees.regressor import RegressorSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
 from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
@@ -34,12 +38,14 @@ class DataSpec:
 
     Attributes:
         name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
-            instructions, ``"teacher"`` or ``"markov"``.
+            instructions, ``"teacher"`` or ``"markov"``; to predict numbers, ``"teacher-outputs"``,
+            or ``"halves"`` or ``"codes"`` of MNIST-5k.
         size: Side to which images are down-sampled; 0 leaves them.
         projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
-        n_classes: Classes of a teacher, tokens of a Markov chain.
+        n_classes: Classes kept of a data set of more; classes or outputs of a teacher, number of
+            codes, tokens of a Markov chain.
         n_train: Training examples kept; 0 keeps all.
-        seed: Seed of projection, teacher, Markov chain and cipher.
+        seed: Seed of kept classes, projection, codes, teacher, Markov chain and cipher.
         context: Tokens of a sequence of text or a Markov chain; of instructions at most.
         cipher: Share of the characters of a text that change places.
         tokenizer: The language model whose tokens instructions are made of.
@@ -85,6 +91,7 @@ _SPECS: dict[str, type[RunSpec]] = {
     s.kind: s
     for s in (
         MLPSpec,
+        RegressorSpec,
         ConvNetSpec,
         DecoderSpec,
         AdaptedDecoderSpec,
@@ -104,8 +111,13 @@ def _spec_from_json(data: dict[str, Any]) -> RunSpec:
 @lru_cache(maxsize=16)
 def load_data(spec: DataSpec) -> Dataset:
     """Load and transform the data set of a task."""
-    if spec.name == "teacher":
-        data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed)
+    if spec.name in ("teacher", "teacher-outputs"):
+        numbers = spec.name == "teacher-outputs"
+        data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed, numbers)
+    elif spec.name in ("halves", "codes"):
+        images = load_dataset("mnist-5k")
+        images = downsample(images, spec.size) if spec.size else images
+        data = halves(images) if spec.name == "halves" else codes(images, spec.n_classes, spec.seed)
     elif spec.name == "markov":
         data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:
@@ -116,6 +128,8 @@ def load_data(spec: DataSpec) -> Dataset:
         data = instruction_dataset(spec.name, spec.tokenizer, spec.context, spec.all_tokens)
     else:
         data = load_dataset(spec.name)
+        if spec.n_classes < data.n_classes:
+            data = some_classes(data, spec.n_classes, spec.seed)
         if spec.size:
             data = downsample(data, spec.size)
         data = (

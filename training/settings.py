@@ -23,9 +23,20 @@ class GeneralistSettings:
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
     """Seed of everything random but the tasks."""
-    family: Literal["varied", "plain", "mixed", "convnet", "decoder", "adapted", "general"] = (
-        "general"
-    )
+    family: Literal[
+        "varied",
+        "plain",
+        "mixed",
+        "convnet",
+        "decoder",
+        "adapted",
+        "general",
+        "regression",
+        "scarce",
+        "easy",
+        "brief",
+        "wide",
+    ] = "wide"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
