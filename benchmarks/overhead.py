@@ -1,8 +1,9 @@
-"""What the scheduler costs: ``python benchmarks/overhead.py``.
+"""What schedulers cost: ``python benchmarks/overhead.py``.
 
-The same run under a constant LR, torch's cosine and ``LearnedLR``. For time, the three train side
-by side, a step each in turn, so that whatever else the machine does falls on all of them; loading
-the policy is not counted. For memory, each trains in a process of its own, whose peak is read.
+The same run under a constant LR, torch's cosine, ``LearnedLR`` and the adaptive methods. For time,
+all train side by side, a step each in turn, so that whatever else the machine does falls on all of
+them; loading the policy is not counted. For memory, each trains in a process of its own, whose peak
+is read.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
 from rich.table import Table
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.training.compare import usual_peak
+from lrenv.training.peers import get_peer
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import write_json
 
 STEPS = {"mlp-mnist": 2000, "resnet18-mnist": 200, "lora-llm": 60}
-METHODS = ("constant", "cosine", "learned")
+ADAPTIVE = ("lc", "gen", "hi-dlr", "alr")
+METHODS = ("constant", "cosine", "learned", *ADAPTIVE)
 _BOOTSTRAP = 2000
 
 
@@ -40,7 +44,7 @@ class Settings:
 
     trainees: tuple[str, ...] = tuple(STEPS)
     """Trainees, by name."""
-    method: Literal["constant", "cosine", "learned"] | None = None
+    method: str | None = None
     """Train under that one alone and print the peak of the memory, in MiB."""
     output: Path = Path("runs/overhead.json")
     """Where the figures go."""
@@ -56,17 +60,18 @@ def main(settings: Settings) -> None:
     for name in settings.trainees:
         rows.append({"trainee": name, **_times(name), **_memories(name)})
         write_json(settings.output, rows)
-    table = Table("trainee", "ms a step", "× cosine", "× learned (95 %)", "memory", "× learned")
+    table = Table("trainee", "method", "× time (95 %)", "peak memory", "× memory")
     for row in rows:
-        low, high = row["learned_interval"]
-        table.add_row(
-            row["trainee"],
-            f"{1000 * row['seconds']:.1f}",
-            f"{row['cosine']:.3f}",
-            f"{row['learned']:.3f} ({low:.3f}–{high:.3f})",
-            f"{row['megabytes']['constant']:.0f} MiB",
-            f"{row['megabytes']['learned'] / row['megabytes']['constant']:.3f}",
-        )
+        for method in METHODS:
+            low, high = row["interval"][method]
+            megabytes = row["megabytes"]
+            table.add_row(
+                f"{row['trainee']}, {1000 * row['seconds']:.1f} ms a step",
+                method,
+                f"{row['time'][method]:.3f} ({low:.3f}–{high:.3f})",
+                f"{megabytes[method]:.0f} MiB",
+                f"{megabytes[method] / megabytes['constant']:.3f}",
+            )
     console.print(table)
 
 
@@ -79,16 +84,18 @@ def _times(name: str) -> dict[str, object]:
             began = time.perf_counter()
             runs[method]()
             spent[method].append(time.perf_counter() - began)
-    constant, cosine, learned = (torch.tensor(spent[method]) for method in METHODS)
+    seconds = {method: torch.tensor(times) for method, times in spent.items()}
+    constant = seconds["constant"]
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(len(constant), (_BOOTSTRAP, len(constant)), generator=generator)
-    ratios = (learned[index].sum(1) / constant[index].sum(1)).sort().values
+    low, high = round(0.025 * _BOOTSTRAP), round(0.975 * _BOOTSTRAP) - 1
+    base = constant[index].sum(1)
+    intervals = {m: (x[index].sum(1) / base).sort().values[[low, high]] for m, x in seconds.items()}
     return {
         "steps": len(constant),
         "seconds": float(constant.mean()),
-        "cosine": float(cosine.sum() / constant.sum()),
-        "learned": float(learned.sum() / constant.sum()),
-        "learned_interval": [float(ratios[k]) for k in (49, -50)],
+        "time": {m: float(x.sum() / constant.sum()) for m, x in seconds.items()},
+        "interval": {method: ends.tolist() for method, ends in intervals.items()},
     }
 
 
@@ -118,21 +125,23 @@ def _run(name: str, method: str) -> Callable[[], None]:
     """A function that takes one optimizer step."""
     task = build_task(name, STEPS[name], OptimizerSpec("adamw"))
     trainee = build_trainee(task)
-    scheduler: LearnedLR | CosineAnnealingLR | None = None
+    if method in ADAPTIVE:
+        peer = get_peer(method).start(trainee, usual_peak(task.spec.optimizer), 1.0)
+        return lambda: _step(trainee, peer.after_step)
     if method == "learned":
-        scheduler = LearnedLR(trainee.optimizer, STEPS[name])
-    elif method == "cosine":
-        scheduler = CosineAnnealingLR(trainee.optimizer, STEPS[name])
-    return lambda: _step(trainee, scheduler)
+        learned = LearnedLR(trainee.optimizer, STEPS[name])
+        return lambda: _step(trainee, learned.step)
+    if method == "cosine":
+        cosine = CosineAnnealingLR(trainee.optimizer, STEPS[name])
+        return lambda: _step(trainee, lambda _: cosine.step())
+    return lambda: _step(trainee, None)
 
 
-def _step(trainee: SingleTrainee, scheduler: LearnedLR | CosineAnnealingLR | None) -> None:
+def _step(trainee: SingleTrainee, after_step: Callable[[Tensor], None] | None) -> None:
     loss = trainee.backward()
     trainee.optimizer.step()
-    if isinstance(scheduler, LearnedLR):
-        scheduler.step(loss)
-    elif scheduler is not None:
-        scheduler.step()
+    if after_step:
+        after_step(loss)
 
 
 if __name__ == "__main__":

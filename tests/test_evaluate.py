@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -20,11 +21,26 @@ from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
 from lrenv.training.compare import ExpertsPart, PeerPart, PolicyPart, usual_peak
-from lrenv.training.evaluate import compare_all, compared_parts, evaluated_tasks
+from lrenv.training.evaluate import (
+    collect_results,
+    compare_all,
+    compared_parts,
+    evaluated_tasks,
+)
 from lrenv.training.expert_search import search_experts
 from lrenv.training.peers import PEERS, effective_lr
-from lrenv.training.records import MATCHED, RunRecord, bootstrap_interval, make_record, summarise
+from lrenv.training.records import (
+    MATCHED,
+    TUNED,
+    RunRecord,
+    bootstrap_interval,
+    make_record,
+    summarise,
+    tuned_test_losses,
+)
 from lrenv.training.settings import EvaluateSettings
+
+LOSSES = (0.2, 0.001, 0.5, None)
 
 
 def record(ratio: float | None) -> RunRecord:
@@ -51,10 +67,45 @@ def test_a_diverged_run_counts_as_infinite() -> None:
     assert row["val_loss"] is None
 
 
+def test_the_ratio_of_test_losses_by_hand() -> None:
+    tuned = [replace(record(1.0), method=TUNED, seed=k, test_loss=x) for k, x in enumerate(LOSSES)]
+    references = tuned_test_losses([*tuned, record(1.0)])
+    assert references == {("t", 0): 0.2, ("t", 1): 0.001, ("t", 2): 0.5}
+    rows = [replace(record(1.0), seed=k, test_loss=x) for k, x in enumerate((0.4, 0.005, 1.0))]
+
+    def ratio(*rows: RunRecord) -> float | None:
+        return summarise("m", rows, references)["test_ratio"]
+
+    assert ratio(rows[0]) == pytest.approx(2.0)
+    assert ratio(rows[1]) == pytest.approx(1.0)  # both below the floor of 0.01
+    assert ratio(replace(rows[1], test_loss=0.03)) == pytest.approx(3.0)
+    assert ratio(*rows) == pytest.approx(4 ** (1 / 3))
+    assert ratio(replace(rows[0], diverged=True)) == pytest.approx(math.e**2)
+    assert ratio(replace(rows[0], diverged=True), rows[0]) == pytest.approx(math.e * 2**0.5)
+    assert ratio(rows[0], replace(rows[0], seed=3)) is None  # whose tuned expert has no test loss
+    assert summarise("m", rows)["test_ratio"] is None
+
+
+def test_means_of_utility_are_over_runs_that_classify() -> None:
+    known = replace(record(1.0), top5=0.5, confidence=0.7, cdac=0.1, loss_gap=0.2)
+    other = replace(known, test_accuracy=0.7, top5=1.0, confidence=0.9, cdac=0.3, loss_gap=0.4)
+    regression = replace(record(1.0), test_accuracy=None, loss_gap=0.6)
+    row = summarise("m", [known, other, regression])
+    assert [row[k] for k in ("top1", "top5", "confidence", "cdac", "loss_gap")] == pytest.approx(
+        [0.8, 0.75, 0.8, 0.2, 0.4]
+    )
+    assert row["confidence_std"] is None
+    without = summarise("m", [regression])
+    assert [without[k] for k in ("top1", "top5", "confidence", "cdac")] == [None] * 4
+    diverged = summarise("m", [known, replace(known, diverged=True, top5=None)])
+    assert diverged["top1"] is None
+    assert diverged["top5"] is None
+
+
 def test_bootstrap_interval_holds_the_mean_and_narrows() -> None:
     generator = torch.Generator().manual_seed(1)
     logs = 0.1 * torch.randn(400, 1, generator=generator).double()
-    low, high = bootstrap_interval(logs)
+    low, high = bootstrap_interval(logs.tolist())
     assert low < math.exp(float(logs.mean())) < high
     # normal theory: ±1.96 * 0.1 / sqrt(400)
     assert math.log(high / low) == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.15)
@@ -62,9 +113,11 @@ def test_bootstrap_interval_holds_the_mean_and_narrows() -> None:
 
 def test_bootstrap_does_not_take_seeds_for_tasks() -> None:
     logs = torch.randn(20, 1, generator=torch.Generator().manual_seed(1)).double()
-    assert bootstrap_interval(logs.expand(20, 3)) == pytest.approx(bootstrap_interval(logs))
+    assert bootstrap_interval(logs.expand(20, 3).tolist()) == pytest.approx(
+        bootstrap_interval(logs.tolist())
+    )
     # one task: seeds alone are drawn, whose means lie between the least and the greatest
-    low, high = bootstrap_interval(torch.tensor([[0.0, 1.0]]))
+    low, high = bootstrap_interval([[0.0, 1.0]])
     assert (low, high) == pytest.approx((1.0, math.e))
 
 
@@ -81,7 +134,7 @@ def test_a_summary_draws_tasks_and_seeds_and_averages_hints() -> None:
         for ratio in hints
     ]
     row = summarise("m", rows)
-    expected = bootstrap_interval(torch.tensor([[2.0, 2.0], [4.0, 4.0]]).log())
+    expected = bootstrap_interval(torch.tensor([[2.0, 2.0], [4.0, 4.0]]).log().tolist())
     assert (row["low"], row["high"]) == pytest.approx(expected, rel=1e-5)
     assert (row["low"], row["high"]) == pytest.approx((2.0, 4.0), rel=1e-5)
 
@@ -123,6 +176,27 @@ def test_what_was_compared_is_not_run_again(
     ):
         with pytest.raises(AssertionError, match="trained again"):
             compare_all(jobs, [part], tmp_path)
+
+
+NEW = {"val_steps", "val_seconds", "top5", "confidence", "confidence_std", "cdac", "loss_gap"}
+
+
+def test_records_of_before_still_load(tiny_task: Task, tmp_path: Path) -> None:
+    first = compare_all([("tiny", tiny_task)], [ExpertsPart()], tmp_path)
+    (path,) = tmp_path.glob("records/*/*.json")
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{k: v for k, v in row.items() if k not in NEW} for row in rows]))
+    found = compare_all([("tiny", tiny_task)], [ExpertsPart()], tmp_path)
+
+    assert found == [replace(record, **dict.fromkeys(NEW)) for record in first]
+    assert all(record.top5 is not None for record in first)
+    summary = {
+        row["method"]: row for row in collect_results("t", {}, [tiny_task], found)["summary"]
+    }
+    assert summary[TUNED]["test_ratio"] == 1.0
+    assert summary["cosine"]["test_ratio"] > 0.5
+    assert summary["cosine"]["top1"] == found[1].test_accuracy
+    assert summary["cosine"]["top5"] is None
 
 
 def test_methods_that_cannot_be_compared_are_refused() -> None:
@@ -170,6 +244,22 @@ def test_the_time_to_the_tuned_expert_by_hand() -> None:
     assert summarise("m", [rows[3]])["reached"] is None
 
 
+def test_the_cost_to_the_tuned_expert_by_hand() -> None:
+    row = replace(record(0.9), val_curve=[1.0, 0.6, 0.5, 0.4], val_steps=[3, 6, 9, 12])
+    timed = replace(row, val_seconds=[0.1, 0.25, 0.5, 0.75])
+    never = replace(timed, val_curve=[1.0, None, 0.6, 0.51])
+
+    assert (row.steps_to_tuned, row.seconds_to_tuned) == (9.0, None)
+    assert (timed.steps_to_tuned, timed.seconds_to_tuned) == (9.0, 0.5)
+    assert (never.steps_to_tuned, never.seconds_to_tuned) == (math.inf, math.inf)
+    assert record(1.0).steps_to_tuned is None
+    quick = replace(timed, val_curve=[0.5, 0.4, 0.4, 0.4])
+    summary = summarise("m", [quick, timed, never])
+    assert (summary["median_steps"], summary["median_seconds"]) == (9.0, 0.5)
+    assert summarise("m", [never])["median_steps"] is None
+    assert summarise("m", [row])["median_seconds"] is None
+
+
 def test_losses_below_the_floor_are_alike() -> None:
     def ratio(val: float, reference: float) -> float | None:
         history = (torch.ones(3), torch.ones(3))
@@ -202,6 +292,17 @@ def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) ->
     assert set(rows) >= {"learned: random, with LC", "learned: random, rollback"}
     assert rows["tuned expert"].ratio == pytest.approx(1.0, rel=1e-4)
     assert rows["tuned expert"].time_to_tuned <= 1.0
+    assert rows["tuned expert"].steps_to_tuned == 40 * rows["tuned expert"].time_to_tuned
+    assert rows["tuned expert"].seconds_to_tuned is None
+    learned = rows["learned: random"]
+    assert learned.val_seconds == sorted(learned.val_seconds)
+    assert 0.0 < learned.val_seconds[0] < learned.val_seconds[-1] <= learned.seconds
+    for row in rows.values():
+        assert 0.0 < row.confidence < 1.0
+        assert row.cdac < row.confidence
+        assert row.top5 == 1.0  # of 3 classes
+        assert row.loss_gap >= 0.0
+        assert row.val_steps == (None if row.val_curve is None else list(range(2, 41, 2)))
     lrs = torch.tensor(rows["learned: random"].curve["lr"])
     assert rows[matched].curve["lr"][0] == pytest.approx(float(lrs.mean()), rel=0.05)
     for peer in PEERS.values():

@@ -97,7 +97,7 @@ def compare(workers: Workers, tasks, folder, monkeypatch) -> object:
     policy = FrozenPolicy(new_actor(), {"name": "new", "preset": "scale-free", "sha256": "a"})
     jobs = [("tiny", task) for task in [*tasks, tasks[0]]]
     records = compare_all(jobs, [PolicyPart(policy, (0.1,)), ExpertsPart()], folder, workers)
-    return [asdict(replace(record, seconds=None)) for record in records]
+    return [asdict(replace(record, seconds=None, val_seconds=None)) for record in records]
 
 
 @pytest.mark.parametrize("work", [search, demonstrate, update, measure, compare])

@@ -48,11 +48,20 @@ def summary(method: str, mean: float) -> dict[str, Any]:
         "low": mean - 0.02,
         "high": mean + 0.04,
         "worst_ratio": None,
+        "test_ratio": mean + 0.01,
         "wins": 0.25,
         "diverged": 0,
         "mean_train_loss": 0.4,
         "val_loss": 0.2 * mean,
         "test_accuracy": 0.91,
+        "top1": 0.91,
+        "top5": 0.994,
+        "confidence": 0.876,
+        "confidence_std": 0.1,
+        "cdac": 0.0321,
+        "median_steps": 450.0,
+        "median_seconds": None,
+        "loss_gap": 0.0125,
     }
 
 
@@ -150,7 +159,34 @@ def test_summary_table_holds_the_values(page: Page) -> None:
     assert by_title["Wins %"] == "25"
     assert by_title["Test acc. %"] == "91.0"
     assert by_title["Worst ratio"] == "–"
+    assert by_title["Test ratio"] == "1.38"
     assert dict(zip(head, rows[3], strict=True))["Tuning runs"] == "27"
+
+
+def test_second_table_holds_utility_cost_and_robustness(page: Page) -> None:
+    assert page.tables[1][0][1:] == [
+        "Top-1 %",
+        "Top-5 %",
+        "Confidence %",
+        "Its deviation",
+        "CDAC",
+        "Steps to tuned",
+        "Seconds to tuned",
+        "Test − train loss",
+    ]
+    assert page.tables[1][2] == [
+        "cosine, default peak",
+        "91.0",
+        "99.4",
+        "87.6",
+        "10.0",
+        "3.2",
+        "450",
+        "–",
+        "0.013",
+    ]
+    assert "runs in lockstep, which those of experts are, have no time of their own" in page.text
+    assert "over the tuned expert's; a diverged run counts as e²." in page.text
 
 
 def test_introduction_names_the_data_and_counts(page: Page) -> None:
@@ -196,17 +232,19 @@ def test_a_run_without_ratio_is_said_and_not_drawn(results: dict[str, Any], tmp_
     traces = json.loads(page.scripts[0])["ratio"]["traces"]
     dots = [t for t in traces if "text" in t and t["hovertemplate"].startswith("cosine")]
     assert [len(t["x"]) for t in dots] == [3]
-    row = page.tables[1][3]
+    row = page.tables[2][3]
     assert row[3:6] == ["4", "∞", "∞"]
     assert row[-1] == "yes"
 
 
 def test_means_over_a_diverged_run_are_infinite(results: dict[str, Any], tmp_path: Path) -> None:
-    results["summary"][1] |= {"diverged": 1, "geometric_mean_ratio": None, "val_loss": None}
+    results["summary"][1] |= {"diverged": 1, "test_ratio": None}
+    results["summary"][1] |= {"geometric_mean_ratio": None, "val_loss": None}
     head, *rows = Page(write_report(results, tmp_path / "r.html").read_text("utf-8")).tables[0]
     finite, diverged = (dict(zip(head, row, strict=True)) for row in rows[:2])
     titles = ("Mean ratio (95\u00a0%)", "Worst ratio", "Val. loss")
     assert [diverged[title] for title in titles] == ["∞", "∞", "∞"]
+    assert diverged["Test ratio"] == "–"
     assert finite["Worst ratio"] == "–"
     text = StringIO()
     Console(file=text, width=80).print(results_table(results))
@@ -239,7 +277,8 @@ def test_runs_without_curves_or_summary(results: dict[str, Any], tmp_path: Path)
     for each in results["runs"]:
         each["curve"] = None
     page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert page.tables[0][1] == [HOSTILE, *["–"] * 13]
+    assert page.tables[0][1] == [HOSTILE, *["–"] * 14]
+    assert page.tables[1][1] == [HOSTILE, *["–"] * 8]
     task = json.loads(page.scripts[0])["tasks"][0]
     assert task["loss"]["traces"] == []
     assert task["loss"]["caption"].endswith("; not measured.")
@@ -269,7 +308,8 @@ def test_terminal_table_has_a_row_a_method_and_fits_80_columns(results: dict[str
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "[/b]" in text.getvalue()
-    assert any(re.search(r"0\.97 +0\.97 +– +25 +0 +0 +0\.194 0\.400 91\.0 +4", x) for x in lines)
+    assert "counts as e²" in text.getvalue()
+    assert any(re.search(r"0\.97 +0\.97 +– +0\.98 +25 +0 +0 +0\.194 +91\.0 +4", x) for x in lines)
 
 
 def test_styles_tell_methods_apart() -> None:

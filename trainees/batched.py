@@ -1,11 +1,11 @@
 """Many trainees of one shape trained in lockstep, in stacked tensors.
 
-Shape legend: r runs, T steps, n batch size.
+Shape legend: r runs, T steps, n batch size, c classes, m predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
+from lrenv.trainees.looped import LoopedModel
+from lrenv.trainees.single import class_logits
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.stacked_optimizer import StackedOptimizer
 
@@ -101,17 +103,35 @@ class BatchedTrainee:
             split: The split.
             n_examples: Read only that many examples, the first ones.
         """
+        loss, hits = torch.zeros(2, self.n_runs, dtype=self._dtype, device=self._device)
+        count = 0
+        for part, labels in self._passes(split, n_examples):
+            losses, right, n = self._model.score(part, labels)
+            loss, hits, count = loss + losses, hits + right, count + n
+        return loss / count, hits / count
+
+    def logits(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits ``(r, c, m)`` and labels ``(m,)`` of a split, batch by batch.
+
+        For trainees that classify, which are those whose accuracy is a number.
+        """
+        for x, y in self._passes(split):
+            if isinstance(self._model, LoopedModel):
+                rows = [class_logits(self.spec, model, x, y) for model in self._model._models]
+                yield torch.stack([logits for logits, _ in rows]), rows[0][1]
+            else:
+                yield self._model.predict(x), y.flatten()
+
+    def _passes(
+        self, split: Split, n_examples: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of a split in parts that fit into memory."""
         if split not in self._splits:
             x, y = self.dataset.split(split)
             self._splits[split] = self._place(x), y.to(self._device)
         x, y = (part[:n_examples] for part in self._splits[split])
-        loss, hits = torch.zeros(2, self.n_runs, dtype=self._dtype, device=self._device)
         size = max(1, min(self._model.pass_size // self.n_runs, self.spec.eval_batch))
-        count = 0
-        for part, labels in zip(x.split(size), y.split(size), strict=True):
-            losses, right, n = self._model.score(part, labels)
-            loss, hits, count = loss + losses, hits + right, count + n
-        return loss / count, hits / count
+        return zip(x.split(size), y.split(size), strict=True)
 
     def _place(self, x: Tensor) -> Tensor:
         """Bring inputs to the device, and to the precision unless they are tokens."""

@@ -1,4 +1,7 @@
-"""One trainee in plain torch: a module, ``torch.optim``, autograd."""
+"""One trainee in plain torch: a module, ``torch.optim``, autograd.
+
+Shape legend: n batch size, c classes, m predictions.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
+from lrenv.trainees.lora import LoRASpec, counted_logits
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.stacked import trained
 
@@ -120,6 +124,16 @@ class SingleTrainee:
         total = torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]) / sum(counts)
         return total[:1], total[1:]
 
+    def logits(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits ``(1, c, m)`` and labels ``(m,)`` of a split, batch by batch.
+
+        For trainees that classify, which are those whose accuracy is a number.
+        """
+        size = self.spec.eval_batch
+        for x, y in zip(*(part.split(size) for part in self.dataset.split(split)), strict=True):
+            logits, labels = class_logits(self.spec, self.model, x, y)
+            yield logits[None], labels
+
     @contextmanager
     def _random_numbers(self) -> Iterator[None]:
         """Draw a step's random numbers from the seed, so that a stopped run goes on exactly."""
@@ -130,3 +144,23 @@ class SingleTrainee:
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed * 1_000_003 + self._step)
             yield
+
+
+@torch.no_grad()
+def class_logits(spec: RunSpec, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``(c, m)`` and labels ``(m,)`` of the predictions of a batch that count.
+
+    Args:
+        spec: The specification of the model.
+        model: A model that classifies.
+        x: Inputs, ``(n, ...)``.
+        y: Labels, ``(n, ...)``.
+    """
+    model.eval()
+    if isinstance(spec, LoRASpec):
+        counted, labels = counted_logits(model, x, y)
+        logits = counted.T
+    else:
+        logits, labels = model(x).transpose(0, 1).flatten(1), y.flatten()
+    model.train()
+    return logits, labels

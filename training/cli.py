@@ -17,13 +17,23 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from lrenv.errors import InputError, LrenvError
+from lrenv.training.bench.db_settings import (
+    DatabaseExportSettings,
+    DatabaseImportSettings,
+    DatabaseListSettings,
+    DatabaseMergeSettings,
+    DatabaseQuerySettings,
+)
 from lrenv.training.settings import (
     ClassicSettings,
     EvaluateSettings,
     ExplainSettings,
     FinetuneSettings,
     GeneralistSettings,
+    MonitorSettings,
     RangeTestSettings,
+    ReportSettings,
+    TuneSettings,
 )
 
 
@@ -46,12 +56,33 @@ class TrainSettings:
     recipe: tyro.conf.OmitSubcommandPrefixes[_Train]
 
 
+_Database = Annotated[
+    Annotated[DatabaseListSettings, tyro.conf.subcommand("list")]
+    | Annotated[DatabaseQuerySettings, tyro.conf.subcommand("query")]
+    | Annotated[DatabaseExportSettings, tyro.conf.subcommand("export")]
+    | Annotated[DatabaseImportSettings, tyro.conf.subcommand("import")]
+    | Annotated[DatabaseMergeSettings, tyro.conf.subcommand("merge")],
+    None,
+]
+
+
+@dataclass(frozen=True)
+class DatabaseSettings:
+    """Look into the policy database, and move trials between files and databases."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[_Database]
+
+
 _COMMANDS: dict[str, Any] = {
     "train": TrainSettings,
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
+    "report": ReportSettings,
     "explain": ExplainSettings,
     "range-test": RangeTestSettings,
+    "tune": TuneSettings,
+    "db": DatabaseSettings,
+    "monitor": MonitorSettings,
     "policies": PoliciesSettings,
 }
 
@@ -60,8 +91,16 @@ _RUNNERS: dict[type, tuple[str, str]] = {
     ClassicSettings: ("lrenv.training.classic", "train_classic"),
     FinetuneSettings: ("lrenv.training.finetune", "finetune"),
     EvaluateSettings: ("lrenv.training.evaluate", "evaluate"),
+    ReportSettings: ("lrenv.training.merge", "report"),
     ExplainSettings: ("lrenv.training.explain_page", "explain_run"),
     RangeTestSettings: ("lrenv.training.range_page", "run_range_test"),
+    TuneSettings: ("lrenv.training.bench.tune", "tune"),
+    MonitorSettings: ("lrenv.training.bench.monitor", "monitor"),
+    DatabaseListSettings: ("lrenv.training.bench.db_command", "list_trials"),
+    DatabaseQuerySettings: ("lrenv.training.bench.db_command", "query_policies"),
+    DatabaseExportSettings: ("lrenv.training.bench.db_command", "export_database"),
+    DatabaseImportSettings: ("lrenv.training.bench.db_command", "import_database"),
+    DatabaseMergeSettings: ("lrenv.training.bench.db_command", "merge_databases"),
     PoliciesSettings: ("lrenv.training.policies_list", "list_policies"),
 }
 
@@ -71,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = _parse(argv)
     if isinstance(settings, TrainSettings):
         settings = settings.recipe
+    elif isinstance(settings, DatabaseSettings):
+        settings = settings.command
     module, function = _RUNNERS[type(settings)]
     try:
         getattr(import_module(module), function)(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +14,14 @@ from torch import Tensor
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.scheduler import LearnedLR
+from lrenv.trainees.base import Split
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import Task
-from lrenv.training.expert_search import SearchResult, run_schedules
+from lrenv.trainees.tasks import Task, load_data
+from lrenv.training.expert_search import SearchResult
+from lrenv.training.metrics import Utility, utilities
 from lrenv.training.peers import SCALES, effective_lr, get_peer
 from lrenv.training.records import MATCHED, TUNED, RunRecord, make_record
 
@@ -26,6 +29,7 @@ VALIDATIONS = 20
 """Validation losses over a run, for the time it takes to reach the tuned expert's."""
 
 _USUAL_KINDS = (*TUNED_KINDS, "wsd", "constant")
+_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 class Part(Protocol):
@@ -88,11 +92,7 @@ class PolicyPart:
             setup = time.perf_counter() - began
             run = _train(trainee, scheduler.step)
             labels = (name, f"learned: {called}", f"hint {hint:g}", task.seed)
-            seconds = setup + run.seconds
-            finals = _finals(trainee)
-            records.append(
-                make_record(labels, search.reference, finals, run.history, seconds, run.val_curve)
-            )
+            records.append(_record(labels, search.reference, trainee, run, setup))
             # Hints make no difference to a policy that ignores them: one constant a policy.
             mean_lr = float(run.history[1].mean())
         label = f"{MATCHED}: {called}"
@@ -159,12 +159,8 @@ class PeerPart:
         run = _train(trainee, peer_run.after_step, peer_run.finish is None, goes_on=False)
         if peer_run.finish:
             peer_run.finish()
-        finals = _finals(trainee)
-        if not run.history[0].isfinite().all():
-            finals = [math.nan] * len(finals)
         labels = (name, peer.label, f"scale {scale:g}", task.seed)
-        seconds = setup + run.seconds
-        return make_record(labels, search.reference, finals, run.history, seconds, run.val_curve)
+        return _record(labels, search.reference, trainee, run, setup)
 
 
 def usual_peak(optimizer: OptimizerSpec) -> float:
@@ -182,28 +178,48 @@ def _run_schedules(
     task: Task, name: str, plans: list[tuple[str, str, float]], search: SearchResult
 ) -> list[RunRecord]:
     """Train schedules, given by label, expert and peak, in lockstep."""
-    rates = [schedule(kind, task.spec.total_steps, top) for _, kind, top in plans]
-    runs = run_schedules(task, rates, ("val", "test"), _watched(task.spec.total_steps))
-    finals = torch.stack([runs.scores["val"][0], *runs.scores["test"]], 1)
-    return [
-        make_record(
-            (name, label, f"{kind}, peak {top:.3g}", task.seed),
-            search.reference,
-            finals[k].tolist(),
-            (runs.losses[k], torch.tensor(rates[k])),
-            val_curve=runs.watched[k].tolist(),
-        )
-        for k, (label, kind, top) in enumerate(plans)
+    total = task.spec.total_steps
+    rates = torch.tensor([schedule(kind, total, top) for _, kind, top in plans])
+    runs = [
+        run
+        for part in rates.split(task.spec.lockstep or len(rates))
+        for run in _train_lockstep(task, part)
     ]
+    records = []
+    for (label, kind, top), lrs, (losses, vals, scores) in zip(plans, rates, runs, strict=True):
+        labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)
+        record = make_record(
+            labels, search.reference, scores.finals, (losses, lrs), val_curve=vals.tolist()
+        )
+        records.append(replace(record, val_steps=_watched(total), **scores.extras))
+    return records
+
+
+def _train_lockstep(task: Task, rates: Tensor) -> list[tuple[Tensor, Tensor, _Scores]]:
+    """Train a run under each row of LRs ``(r, T)``: its losses, validation losses and scores."""
+    n_runs, total = rates.shape
+    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
+    watched, losses, vals = _watched(total), [], []
+    for step in range(total):
+        losses.append(trainee.backward())
+        trainee.update(rates[:, step])
+        if step + 1 in watched:
+            vals.append(trainee.evaluate("val")[0])
+    return list(zip(torch.stack(losses, 1), torch.stack(vals, 1), _scores(trainee), strict=True))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run left behind: losses and LRs of its steps, validation losses, its own time."""
+    """What a run left behind: losses and LRs of its steps, validation losses, its own time.
+
+    ``watched`` holds the steps behind which validation losses were taken, and the time then.
+    """
 
     history: tuple[Tensor, Tensor]
     val_curve: list[float] | None
+    watched: tuple[list[int], list[float]]
     seconds: float
+    goes_on: bool
 
 
 def _train(
@@ -219,6 +235,7 @@ def _train(
     total = trainee.total_steps
     watched = _watched(total) if watch else []
     losses, rates, vals, seconds = [], [], [], 0.0
+    clock: tuple[list[int], list[float]] = ([], [])
     for step in range(1, total + 1):
         began = time.perf_counter()
         loss = trainee.backward()
@@ -234,15 +251,56 @@ def _train(
         losses.append(loss)
         if step in watched:
             vals.append(float(trainee.evaluate("val")[0]))
-    return _Run((torch.cat(losses), torch.tensor(rates)), vals if watch else None, seconds)
+            clock[0].append(step)
+            clock[1].append(seconds)
+    history = torch.cat(losses), torch.tensor(rates)
+    return _Run(history, vals if watch else None, clock, seconds, goes_on)
 
 
 def _watched(total_steps: int) -> list[int]:
     """Numbers of steps behind which the validation loss is taken; the last one is the end."""
-    return [-(-total_steps * k // VALIDATIONS) for k in range(1, VALIDATIONS + 1)]
+    return sorted({-(-total_steps * k // VALIDATIONS) for k in range(1, VALIDATIONS + 1)})
 
 
-def _finals(trainee: SingleTrainee) -> list[float]:
-    """Final validation loss, test loss and test accuracy."""
-    parts = [trainee.evaluate("val")[0], *trainee.evaluate("test")]
-    return torch.cat(parts).tolist()
+@dataclass(frozen=True)
+class _Scores:
+    """What is measured of a trained run: of the record's own arguments, and further fields."""
+
+    finals: list[float]
+    extras: dict[str, Any]
+
+
+def _scores(trainee: SingleTrainee | BatchedTrainee) -> list[_Scores]:
+    """Final validation loss, test loss and test accuracy of each run, and LRBench's metrics."""
+    (val, _), (test, accuracy) = (trainee.evaluate(split) for split in _SPLITS)
+    train, _ = trainee.evaluate("train", len(trainee.dataset.x_test))
+    classifies = not accuracy.isnan().any()  # no accuracy where there are no classes
+    found = utilities(trainee.logits("test")) if classifies else [None] * trainee.n_runs
+    gaps = (test - train).abs().tolist()
+    finals = torch.stack([val, test, accuracy], 1).tolist()
+    return [_Scores(*row) for row in zip(finals, map(_extras, found, gaps), strict=True)]
+
+
+def _extras(found: Utility | None, gap: float) -> dict[str, Any]:
+    names = ("top5", "confidence", "confidence_std", "cdac")
+    extras: dict[str, Any] = {name: getattr(found, name, None) for name in names}
+    return {**extras, "loss_gap": gap if math.isfinite(gap) else None}
+
+
+def _record(
+    labels: tuple[str, str, str, int],
+    reference: float,
+    trainee: SingleTrainee,
+    run: _Run,
+    setup: float,
+) -> RunRecord:
+    """The record of a run whose set-up took that many seconds beside its own."""
+    (scores,) = _scores(trainee)
+    if not (run.goes_on or run.history[0].isfinite().all()):
+        scores = _Scores([math.nan] * len(scores.finals), dict.fromkeys(scores.extras))
+    seconds = setup + run.seconds
+    record = make_record(labels, reference, scores.finals, run.history, seconds, run.val_curve)
+    if run.val_curve is not None:
+        steps, times = run.watched
+        record = replace(record, val_steps=steps, val_seconds=[setup + t for t in times])
+    return replace(record, **scores.extras)

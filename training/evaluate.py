@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from lrenv.training.expert_search import SearchResult, check_data, search_all
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.peers import PEERS, get_peer
 from lrenv.training.progress import console, track
-from lrenv.training.records import MATCHED, RunRecord, summarise
+from lrenv.training.records import MATCHED, RunRecord, summaries
 from lrenv.training.report import results_table, write_report
 from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import EvaluateSettings
@@ -199,9 +198,6 @@ def collect_results(
     """Summarise records by method, and say on what, where and when they were made."""
     sets = {task.data: load_data(task.data) for task in tasks}
     notes = {data.name: data.note for data in sets.values()}
-    by_method: dict[str, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        by_method[record.method].append(record)
     return {
         "format": 1,
         "title": title,
@@ -215,5 +211,5 @@ def collect_results(
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": [asdict(record) for record in records],
-        "summary": [summarise(name, rows) for name, rows in by_method.items()],
+        "summary": summaries(records),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,48 @@ from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 VALIDATIONS = 20
 """Validations in a run."""
 
+PROGRESS = "progress.jsonl"
+"""What ``lrenv monitor`` follows: a line a start of the job, and a line an optimizer step."""
+
+
+class ProgressLog:
+    """Appends lines to the log that ``lrenv monitor`` follows, each with the time it is written at.
+
+    A start says how many steps are behind the job: what the log holds of later ones, from before a
+    kill, no longer counts.
+
+    Args:
+        path: The log.
+        start: Optimizer steps behind the job.
+        total_steps: Length of the run in optimizer steps.
+    """
+
+    def __init__(self, path: Path, start: int, total_steps: int) -> None:
+        cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._file = path.open("a", buffering=1)
+        self._file.write("\n" if cut else "")
+        self.write(start=start, total_steps=total_steps)
+
+    def __enter__(self) -> ProgressLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, **values: Any) -> None:
+        """Append a line of values; floats that are not finite become null."""
+        row = {"time": round(time.time(), 3), **values}
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                row[name] = None
+        self._file.write(json.dumps(row) + "\n")
+
 
 def finetune(settings: FinetuneSettings) -> Path:
     """Train the trainee; a run that was stopped goes on from its last checkpoint, exactly.
 
     Writes the model (an adapter in peft's format for a language model), ``decisions.jsonl``,
-    ``metrics.json``, ``report.html`` and TensorBoard's files.
+    ``metrics.json``, ``report.html``, TensorBoard's files, and as it goes ``progress.jsonl``.
 
     Returns:
         The path of the metrics.
@@ -77,9 +115,14 @@ def finetune(settings: FinetuneSettings) -> Path:
         scheduler.load_state_dict(state["scheduler"])
         losses, vals = list(state["losses"].split(1)), state["vals"]
         console.print(f"Resumed at step {len(losses)} of {settings.total_steps}")
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer:
-        _train(trainee, scheduler, (losses, vals), settings, writer, checkpoint)
-        return _finish(folder, trainee, scheduler, (losses, vals), settings, writer)
+    with (
+        SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer,
+        ProgressLog(folder / PROGRESS, len(losses), settings.total_steps) as progress,
+    ):
+        _train(trainee, scheduler, (losses, vals), settings, (writer, progress), checkpoint)
+        metrics = _finish(folder, trainee, scheduler, (losses, vals), settings, writer)
+        progress.write(finished=True)
+    return metrics
 
 
 def _device(name: str | None) -> torch.device:
@@ -134,10 +177,10 @@ def _train(
     scheduler: LearnedLR,
     history: tuple[list[Tensor], dict[int, float]],
     settings: FinetuneSettings,
-    writer: SummaryWriter,
+    logs: tuple[SummaryWriter, ProgressLog],
     checkpoint: Path,
 ) -> None:
-    losses, vals = history
+    (losses, vals), (writer, progress) = history, logs
     every = max(1, settings.total_steps // VALIDATIONS)
     with progress_bar() as bar:
         line = bar.add_task("Training", total=settings.total_steps, status="")
@@ -150,14 +193,22 @@ def _train(
                 val = trainee.evaluate("val", trainee.spec.val_examples)[0]
                 vals[step] = float(val)
                 writer.add_scalar("losses/val", vals[step], step)
+            decided = len(scheduler.decisions)
             scheduler.step(loss, val_loss=val)
             lr = float(scheduler.get_last_lr()[0])
+            values = {"step": step + 1, "loss": float(loss), "lr": lr, "val_loss": vals.get(step)}
+            progress.write(**values, decision=_brief(scheduler.decisions[decided:]))
             writer.add_scalar("losses/train", float(loss), step)
             writer.add_scalar("charts/lr", lr, step)
             bar.update(line, completed=step + 1, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
             if (step + 1) % settings.checkpoint_every == 0:
                 state = {"trainee": trainee.state_dict(), "scheduler": scheduler.state_dict()}
                 write_state(checkpoint, {**state, "losses": torch.cat(losses), "vals": vals})
+
+
+def _brief(decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last of some decisions, less its features; None if there is none."""
+    return {k: v for k, v in decisions[-1].items() if k != "features"} if decisions else None
 
 
 def _finish(

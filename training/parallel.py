@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
 import torch
@@ -44,20 +45,16 @@ class Workers:
             raise InputError(f"Expected workers of at least 1, got {workers}; raise it.")
         self._workers, self._address = workers, ray_address
         self._ray: Any = None
-        self._started = False
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         if self._workers > 1 or self._address:
-            self._ray = _import_ray()
-            self._started = not self._ray.is_initialized()
-            if self._started:
-                self._start()
+            self._ray = self._stack.enter_context(ray_cluster(self._workers, self._address))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._started:
-            self._ray.shutdown()
-        self._ray, self._started = None, False
+        self._stack.close()
+        self._ray = None
 
     def starmap(
         self, function: Callable[..., R], items: Iterable[tuple[Any, ...]], *shared: object
@@ -92,22 +89,6 @@ class Workers:
         while pending:
             yield self._result(pending.popleft())
 
-    def _start(self) -> None:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._address is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # "local", or else Ray would follow $RAY_ADDRESS.
-            self._ray.init("local", num_cpus=self._workers, include_dashboard=False, **quiet)
-            return
-        try:
-            _check_reachable(self._address)
-            self._ray.init(self._address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"Expected a Ray cluster at {self._address}, got: {error}; check the address "
-                "and Ray's token, or start one by `ray start --head`."
-            ) from None
-
     def _result(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
@@ -120,6 +101,31 @@ class Workers:
             ) from error
 
 
+@contextmanager
+def ray_cluster(workers: int, address: str | None = None) -> Iterator[Any]:
+    """Serve Ray within a block; where it runs already, that one serves, and stays.
+
+    Args:
+        workers: CPUs of a cluster on this machine.
+        address: A cluster to use instead, see :class:`Workers`.
+
+    Yields:
+        The module of Ray.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at the address.
+    """
+    ray = _import_ray()
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, workers, address)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
 IN_PROCESS = Workers()
 """Calls in this process, one after another."""
 
@@ -127,6 +133,23 @@ IN_PROCESS = Workers()
 def _call(function: Callable[..., R], item: tuple[Any, ...], *shared: object) -> R:
     torch.set_num_threads(1)
     return function(*item, *shared)
+
+
+def _start(ray: Any, workers: int, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # "local", or else Ray would follow $RAY_ADDRESS.
+        ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
+        return
+    try:
+        _check_reachable(address)
+        ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"Expected a Ray cluster at {address}, got: {error}; check the address "
+            "and Ray's token, or start one by `ray start --head`."
+        ) from None
 
 
 def _import_ray() -> Any:

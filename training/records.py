@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,9 @@ from lrenv.training.peers import SCALES
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
 FLOOR = 0.01
 """Least loss that enters a ratio: on data that can be learned by heart, less is rounding."""
+
+DIVERGED = 2.0
+"""Log ratio of test losses that a diverged run counts as."""
 
 PROFILE_END = 2.0
 """Largest ratio of the performance profile: the share of runs within each ratio, from 1."""
@@ -47,6 +50,15 @@ class RunRecord:
         curve: Steps, losses and LRs at some of the steps.
         val_curve: Validation losses at equal distances over the run, the last one at its end; None
             where they were not taken.
+        val_steps: Numbers of the steps behind which these were taken.
+        val_seconds: Wall-clock time of the run at these; None where runs trained in lockstep.
+        top5: Share of test labels among the 5 likeliest classes; this and the next three are None
+            for trainees that do not classify, and for runs that diverged.
+        confidence: Mean probability of right predictions on test data.
+        confidence_std: Its standard deviation.
+        cdac: Standard deviation over classes of their mean confidence, see
+            :class:`lrenv.training.metrics.Utility`.
+        loss_gap: Distance of the final losses on test data and on as many training examples.
     """
 
     task: str
@@ -63,6 +75,13 @@ class RunRecord:
     seconds: float | None
     curve: dict[str, list[Any]] | None
     val_curve: list[float | None] | None = None
+    val_steps: list[int] | None = None
+    val_seconds: list[float] | None = None
+    top5: float | None = None
+    confidence: float | None = None
+    confidence_std: float | None = None
+    cdac: float | None = None
+    loss_gap: float | None = None
 
     def relabelled(self, method: str) -> RunRecord:
         """The same run as that of another method."""
@@ -74,12 +93,27 @@ class RunRecord:
 
         None where validation losses were not taken.
         """
-        if self.val_curve is None:
+        n = len(self.val_curve or ())
+        return self._spent([k / n for k in range(1, n + 1)])
+
+    @property
+    def steps_to_tuned(self) -> float | None:
+        """Optimizer steps until then; infinite and None as in :attr:`time_to_tuned`."""
+        return self._spent(self.val_steps)
+
+    @property
+    def seconds_to_tuned(self) -> float | None:
+        """Seconds until then; infinite and None as in :attr:`time_to_tuned`."""
+        return self._spent(self.val_seconds)
+
+    def _spent(self, clock: Sequence[float] | None) -> float | None:
+        """What a clock, read at each validation, shows at the tuned expert's final loss."""
+        if self.val_curve is None or clock is None:
             return None
         target = max(self.reference, FLOOR) * (1.0 + _ROUNDING)
-        for k, loss in enumerate(self.val_curve, 1):
+        for loss, now in zip(self.val_curve, clock, strict=True):
             if loss is not None and loss <= target:
-                return k / len(self.val_curve)
+                return float(now)
         return math.inf
 
 
@@ -123,8 +157,28 @@ def make_record(
     )
 
 
-def summarise(method: str, rows: Sequence[RunRecord]) -> dict[str, Any]:
-    """Summarise the runs of a method; a diverged run counts as infinitely bad."""
+def summaries(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Summarise runs by method, see :func:`summarise`."""
+    test_losses = tuned_test_losses(records)
+    by_method: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        by_method[record.method].append(record)
+    return [summarise(name, rows, test_losses) for name, rows in by_method.items()]
+
+
+def summarise(
+    method: str,
+    rows: Sequence[RunRecord],
+    test_losses: Mapping[tuple[str, int], float] | None = None,
+) -> dict[str, Any]:
+    """Summarise the runs of a method; a diverged run counts as infinitely bad.
+
+    Args:
+        method: Name of the method.
+        rows: Its runs.
+        test_losses: Final test loss of the tuned expert by task and seed, see
+            :func:`tuned_test_losses`.
+    """
     ratios = torch.tensor([math.inf if r.ratio is None else r.ratio for r in rows]).double()
     logs = torch.log(ratios)
     low, high = bootstrap_interval(_by_task_and_seed(rows, logs))
@@ -138,15 +192,59 @@ def summarise(method: str, rows: Sequence[RunRecord]) -> dict[str, Any]:
         "low": _finite(low),
         "high": _finite(high),
         "worst_ratio": _finite(float(ratios.max())),
+        "test_ratio": _test_ratio(rows, test_losses or {}),
         "wins": float((ratios < 1.0 - _ROUNDING).double().mean()),
         "profile_area": float((PROFILE_END - ratios.clamp(1.0, PROFILE_END)).mean())
         / (PROFILE_END - 1.0),
-        "median_time": _finite(float(torch.tensor(times).quantile(0.5))) if times else None,
+        "median_time": _median(times),
         "reached": sum(t < math.inf for t in times) / len(times) if times else None,
         "diverged": sum(r.diverged for r in rows),
         "mean_train_loss": _mean([r.mean_train_loss for r in rows]),
         "val_loss": _mean([r.val_loss for r in rows]),
         "test_accuracy": _mean([r.test_accuracy for r in rows]),
+        **_lrbench(rows),
+    }
+
+
+def tuned_test_losses(records: Sequence[RunRecord]) -> dict[tuple[str, int], float]:
+    """Final test loss of the tuned expert by task and seed, where there is one."""
+    return {
+        (r.task, r.seed): r.test_loss
+        for r in records
+        if r.method == TUNED and r.test_loss is not None
+    }
+
+
+def _test_ratio(
+    rows: Sequence[RunRecord], test_losses: Mapping[tuple[str, int], float]
+) -> float | None:
+    """Geometric mean of final test losses over the tuned expert's; None where one lacks it."""
+    logs = []
+    for row in rows:
+        reference = test_losses.get((row.task, row.seed))
+        if reference is None:
+            return None
+        if row.diverged or row.test_loss is None:
+            logs.append(DIVERGED)
+        else:
+            logs.append(math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR)))
+    return math.exp(sum(logs) / len(logs))
+
+
+def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:
+    """LRBench's metrics: means of utility over runs that classify, medians of cost, robustness."""
+    classified = [r for r in rows if r.diverged or r.test_accuracy is not None]
+    names = ("top5", "confidence", "confidence_std", "cdac")
+    steps, seconds = (
+        [t for row in rows if (t := getattr(row, f"{unit}_to_tuned")) is not None]
+        for unit in ("steps", "seconds")
+    )
+    return {
+        "top1": _mean([None if r.diverged else r.test_accuracy for r in classified]),
+        **{name: _mean([getattr(r, name) for r in classified]) for name in names},
+        "median_steps": _median(steps),
+        "median_seconds": _median(seconds),
+        "loss_gap": _mean([r.loss_gap for r in rows]),
     }
 
 
@@ -156,29 +254,32 @@ def _tuning_runs(method: str) -> int:
     return len(SCALES) if method.endswith(", tuned") else 0
 
 
-def bootstrap_interval(logs: Tensor) -> tuple[float, float]:
+def bootstrap_interval(logs: Sequence[Sequence[float]]) -> tuple[float, float]:
     """95 % bootstrap interval of the geometric mean of ratios.
 
     Tasks are drawn with replacement, then seeds within each, as the seeds of a task are alike.
 
     Args:
-        logs: Log ratios, ``(tasks, seeds)``.
+        logs: Log ratios of each task, one a seed.
     """
-    n_tasks, n_seeds = logs.shape
+    n_tasks, n_seeds = len(logs), max(map(len, logs))
     generator = torch.Generator().manual_seed(0)
     task = torch.randint(n_tasks, (_BOOTSTRAP, n_tasks, 1), generator=generator)
-    seed = torch.randint(n_seeds, (_BOOTSTRAP, n_tasks, n_seeds), generator=generator)
-    means = logs[task, seed].mean((1, 2)).sort().values
+    draws = torch.rand((_BOOTSTRAP, n_tasks, n_seeds), generator=generator)
+    counts = torch.tensor([len(row) for row in logs])
+    seed = (draws * counts[task]).long()
+    padded = torch.tensor([[*row, *[math.nan] * (n_seeds - len(row))] for row in logs])
+    means = padded[task, seed].mean((1, 2)).sort().values
     low, high = round(0.025 * _BOOTSTRAP), round(0.975 * _BOOTSTRAP) - 1
     return float(means[low].exp()), float(means[high].exp())
 
 
-def _by_task_and_seed(rows: Sequence[RunRecord], logs: Tensor) -> Tensor:
-    """Mean over hints of log ratios, ``(tasks, seeds)``."""
+def _by_task_and_seed(rows: Sequence[RunRecord], logs: Tensor) -> list[list[float]]:
+    """Mean over hints of log ratios: of each task, one a seed."""
     groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row, log in zip(rows, logs.tolist(), strict=True):
         groups[row.task][row.seed].append(log)
-    return torch.tensor([[sum(x) / len(x) for x in by.values()] for by in groups.values()])
+    return [[sum(x) / len(x) for x in by.values()] for by in groups.values()]
 
 
 def _finite(value: float) -> float | None:
@@ -187,4 +288,8 @@ def _finite(value: float) -> float | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return _finite(float(torch.tensor(values).quantile(0.5))) if values else None

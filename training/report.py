@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrenv.files import write_atomic
+from lrenv.training.metrics import NOTE
 from lrenv.training.report_curves import curve_plots
 from lrenv.training.report_page import PAGE, SCRIPT, STYLE
 from lrenv.training.report_plots import (
@@ -73,8 +74,9 @@ class Column:
         """Write the row's value, with its interval, or the sign for a missing one."""
         value, low, high = (number(row.get(key)) for key in (self.key, "low", "high"))
         if value is None:
-            worse_than_any = row.get("diverged") and self.key.endswith(("ratio", "loss"))
-            return INFINITE if worse_than_any else MISSING
+            # A diverged run has no mean loss, but its place in the mean ratio on test data.
+            unbounded = self.key.endswith(("ratio", "loss")) and self.key != "test_ratio"
+            return INFINITE if row.get("diverged") and unbounded else MISSING
         text = self.show(value)
         if self.interval and low is not None and high is not None:
             text += f" ({self.show(low)}–{self.show(high)})"
@@ -85,22 +87,35 @@ SUMMARY = (
     Column("geometric_mean_ratio", f"Mean ratio (95{NBSP}%)", _ratio, -1, interval=True),
     Column("median_ratio", "Median ratio", _ratio, -1),
     Column("worst_ratio", "Worst ratio", _ratio, -1),
+    Column("test_ratio", "Test ratio", _ratio, -1),
     Column("wins", "Wins %", _percent, 1),
     Column("diverged", "Diverged", _count, -1),
     Column("tuning_runs", "Tuning runs", _count, -1),
     Column("val_loss", "Val. loss", _loss, -1),
-    Column("mean_train_loss", "Train loss", _loss, -1),
     Column("test_accuracy", "Test acc. %", _accuracy, 1),
     Column("runs", "Runs", _count),
 )
-"""Columns of the terminal's table and the page's."""
+"""Columns of the terminal's table, which leave the names of methods room, and the page's."""
 PAGE_SUMMARY = (
-    *SUMMARY[:4],
+    *SUMMARY[:5],
     Column("profile_area", "Profile area %", _percent, 1),
     Column("median_time", "Time to tuned %", _percent, -1),
     Column("reached", "Tuned reached %", _percent, 1),
-    *SUMMARY[4:],
+    *SUMMARY[5:8],
+    Column("mean_train_loss", "Train loss", _loss, -1),
+    *SUMMARY[8:],
 )
+METRICS = (
+    Column("top1", "Top-1 %", _accuracy, 1),
+    Column("top5", "Top-5 %", _accuracy, 1),
+    Column("confidence", "Confidence %", _accuracy),
+    Column("confidence_std", "Its deviation", _accuracy),
+    Column("cdac", "CDAC", _accuracy),
+    Column("median_steps", "Steps to tuned", _count, -1),
+    Column("median_seconds", "Seconds to tuned", lambda value: f"{value:.2f}", -1),
+    Column("loss_gap", "Test − train loss", _loss),
+)
+"""Columns of the page's second table: utility, cost and robustness, as LRBench measures them."""
 RUNS = (
     Column("seed", "Seed", _count),
     Column("ratio", "Ratio", _ratio),
@@ -127,7 +142,7 @@ def summary_rows(results: Row) -> list[Row]:
 def best_texts(rows: Sequence[Row]) -> dict[str, str]:
     """Map a column's key to its best value as written, where a competitor stands out."""
     best = {}
-    for column in PAGE_SUMMARY:
+    for column in (*PAGE_SUMMARY, *METRICS):
         values = [number(row.get(column.key)) for row in rows if not is_reference(row["method"])]
         known = sorted(v for v in values if v is not None)
         if column.better and len({column.show(v) for v in known}) > 1:
@@ -146,7 +161,12 @@ def is_best(row: Row, column: Column, best: Mapping[str, str]) -> bool:
 def results_table(results: Mapping[str, Any]) -> Table:
     """Make the summary for the terminal: one row a method, the best of each column in bold."""
     table = Table(
-        title=Text(_title(results)), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0
+        title=Text(_title(results)),
+        caption=TEST_RATIO,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
     )
     table.add_column("Method")
     for column in SUMMARY:
@@ -202,8 +222,8 @@ def render(results: Mapping[str, Any]) -> str:
     return PAGE.substitute(
         title=escape(_title(results)),
         introduction=escape(introduction(results)),
-        summary=_summary_html(results, styles),
-        summary_note=escape(SUMMARY_NOTE),
+        summary=_summary_html(results, styles, PAGE_SUMMARY, "Summary table"),
+        summary_note=_with_metrics(results, styles),
         ratio_label=escape(_ratio_label(results)),
         ratio_height=ROW_HEIGHT * max(1, len(styles)) + 70,
         ratio_caption=escape(_ratio_caption(results)),
@@ -219,13 +239,17 @@ def render(results: Mapping[str, Any]) -> str:
     )
 
 
+TEST_RATIO = (
+    "Test ratio: the geometric mean of final test losses over the tuned expert's; a diverged run "
+    "counts as e²."
+)
 SUMMARY_NOTE = (
     "Marked: the best of a column among the competitors; the references are there to compare with. "
-    "Mean ratio: the geometric mean, with its bootstrap 95 % interval. Wins: runs that beat the "
-    "tuned expert. Profile area: that under a method's line in the profile. Time to tuned: the "
-    "median share of a run until its validation loss is at most the tuned expert's final one, "
-    "which the given share of runs reaches at all. Tuning runs: runs spent beforehand to choose "
-    f"the LR. {MISSING}: not measured, or never reached."
+    "Mean ratio: the geometric mean, with its bootstrap 95 % interval. "
+    f"{TEST_RATIO} Wins: runs that beat the tuned expert. Profile area: that under a method's line "
+    "in the profile. Time to tuned: the median share of a run until its validation loss is at most "
+    "the tuned expert's final one, which the given share of runs reaches at all. Tuning runs: runs "
+    f"spent beforehand to choose the LR. {MISSING}: not measured, or never reached."
 )
 
 
@@ -262,13 +286,16 @@ def _head(titles: Iterable[str]) -> str:
 
 
 def _scroll(label: str, kind: str, content: str) -> str:
+    # Relative, so that the texts for screen readers alone do not widen the page.
     return (
-        f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{label}">'
-        f"<table>{content}</table></div>"
+        f'<div class="scroll {kind}" style="position: relative" role="region" tabindex="0" '
+        f'aria-label="{label}"><table>{content}</table></div>'
     )
 
 
-def _summary_html(results: Row, styles: Mapping[str, Style]) -> str:
+def _summary_html(
+    results: Row, styles: Mapping[str, Style], columns: Sequence[Column], label: str
+) -> str:
     rows = summary_rows(results)
     best = best_texts(rows)
     body = []
@@ -276,13 +303,20 @@ def _summary_html(results: Row, styles: Mapping[str, Style]) -> str:
         method = str(row["method"])
         kind = "reference" if is_reference(method) else "learned" if is_learned(method) else "other"
         badge = ' <span class="badge">reference</span>' if kind == "reference" else ""
-        cells = "".join(
-            _cell(column.text(row), is_best(row, column, best)) for column in PAGE_SUMMARY
-        )
+        cells = "".join(_cell(column.text(row), is_best(row, column, best)) for column in columns)
         name = f'<th scope="row">{styles[method].swatch()}{escape(method)}{badge}</th>'
         body.append(f'<tr class="{kind}">{name}{cells}</tr>')
-    head = _head(["Method", *(column.title for column in PAGE_SUMMARY)])
-    return _scroll("Summary table", "summary", f"{head}<tbody>{''.join(body)}</tbody>")
+    head = _head(["Method", *(column.title for column in columns)])
+    return _scroll(label, "summary", f"{head}<tbody>{''.join(body)}</tbody>")
+
+
+def _with_metrics(results: Row, styles: Mapping[str, Style]) -> str:
+    """The note on the summary, and behind it the table of LRBench's metrics."""
+    table = _summary_html(results, styles, METRICS, "Utility, cost and robustness")
+    return (
+        f"{escape(SUMMARY_NOTE)}</p>\n<h3>Utility, cost and robustness</h3>\n{table}\n"
+        f'<p class="note">{escape(NOTE)}'
+    )
 
 
 def _cell(text: str, best: bool = False) -> str:

@@ -1,0 +1,1 @@
+"""The LR bench: tuning on Ray, the policy database, the monitor of running jobs."""

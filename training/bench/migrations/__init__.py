@@ -1,0 +1,1 @@
+"""Migrations of the policy database, run by alembic; one file of ``versions/`` a change."""

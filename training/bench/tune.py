@@ -1,0 +1,209 @@
+"""``lrenv tune``: the three modes of LRBench++ on Ray Tune (arXiv 2309.08859, section 3)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import lrenv
+from lrenv.errors import InputError
+from lrenv.files import make_folder
+from lrenv.trainees.registry import build_task
+from lrenv.trainees.specs import OptimizerSpec
+from lrenv.trainees.tasks import load_data
+from lrenv.training.bench.database import PolicyDatabase, TrialRecord, default_place, task_features
+from lrenv.training.bench.space import SearchSpace, proposals
+from lrenv.training.bench.sweep import Sweep, run_sweep, sweep_name
+from lrenv.training.bench.sweep_page import write_sweep_page
+from lrenv.training.bench.trial import TrainTrainee, Trial
+from lrenv.training.progress import console
+from lrenv.training.runfolder import check_settings, read_json, write_json
+from lrenv.training.settings import TuneSettings
+
+_FREE = {"output", "database", "workers", "ray_address", "resume", "trials", "max_steps"}
+_FREE |= {"max_seconds"}
+_AROUND = (0.1, 3.0)
+
+
+def tune(settings: TuneSettings) -> list[TrialRecord]:
+    """Run a sweep, print its best trials, and write page and figures.
+
+    Returns:
+        All trials of the sweep.
+
+    Raises:
+        InputError: A setting cannot be used, the folder belongs to another sweep, or the database
+            or Ray cannot be reached.
+    """
+    if settings.resume:
+        settings = _started_with(settings)
+    _check(settings)
+    train, sweep = _job(settings)
+    space = _space(settings)
+    folder = make_folder(settings.output)
+    check_settings(folder, settings, free=_FREE)
+    learned = [settings.learned] if settings.learned else []
+    with PolicyDatabase(settings.database or default_place()) as database:
+
+        def run(sweep: Sweep, space: SearchSpace) -> list[TrialRecord]:
+            walk = proposals(space, settings.search, settings.points, settings.seed)
+            return run_sweep(
+                train,
+                sweep,
+                walk,
+                database,
+                folder,
+                learned=learned,
+                workers=settings.workers,
+                ray_address=settings.ray_address,
+            )
+
+        if settings.around:
+            space = _narrowed(space, run(replace(sweep, max_trials=0), space))
+        records = run(sweep, space)
+    _show(sweep, records, settings)
+    rows = [asdict(record) for record in records]
+    write_json(folder / "sweep.json", {"sweep": asdict(sweep), "trials": rows})
+    page = write_sweep_page(folder / "sweep.html", sweep, records)
+    console.print(f"Page: {page.resolve()}", soft_wrap=True)
+    return records
+
+
+def _started_with(settings: TuneSettings) -> TuneSettings:
+    path = settings.output / "settings.json"
+    if not path.exists():
+        raise InputError(
+            f"Expected a sweep in {settings.output}, got none; name its folder by --output, or "
+            "start one without --resume."
+        )
+    kept = read_json(path)
+    known = {field.name for field in fields(TuneSettings)} - {"output", "resume"}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in kept.items() if k in known
+    }
+    return replace(settings, resume=False, **values)
+
+
+def _check(settings: TuneSettings) -> None:
+    for name in ("trials", "total_steps", "workers"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"Expected {name} of at least 1, got {getattr(settings, name)}.")
+    if (settings.mode == "cost") != (settings.target is not None):
+        raise InputError(
+            f"Expected a target in the mode cost and in no other, got {settings.target} in "
+            f"{settings.mode}; give --target a validation loss."
+        )
+    if settings.around and not settings.learned:
+        raise InputError("Expected a learned policy to search around, got none; give --learned.")
+
+
+def _space(settings: TuneSettings) -> SearchSpace:
+    segments = settings.segments if settings.mode == "composition" else 1
+    return SearchSpace(
+        settings.policies,
+        settings.low,
+        settings.high,
+        settings.total_steps,
+        segments,
+        not settings.same_kind,
+    )
+
+
+def _narrowed(space: SearchSpace, records: Sequence[TrialRecord]) -> SearchSpace:
+    rates = [lr for lr in records[0].curve["lr"] if lr] if records else []
+    if not rates:
+        raise InputError(
+            "Expected the learned policy's run to search around, got none that reports its LRs; "
+            "leave out --around."
+        )
+    low, high = (factor * max(rates) for factor in _AROUND)
+    console.print(f"Peak LRs from {low:.3g} to {high:.3g}, around what the policy chose.")
+    return replace(space, low=low, high=high)
+
+
+def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
+    """The training function and the sweep."""
+    train: Callable[[Trial], None]
+    if settings.function:
+        train = _import_function(settings.function)
+        name, key, features, data = settings.function, settings.function, {}, ""
+    else:
+        optimizer = OptimizerSpec(settings.optimizer)
+        task = build_task(settings.trainee, settings.total_steps, optimizer)
+        train, data = TrainTrainee(task), load_data(task.data).name
+        name, key = f"{settings.trainee}, {settings.optimizer}", task.key()
+        features = task_features(task)
+    defining = {k: v for k, v in asdict(settings).items() if k not in _FREE}
+    environment = {
+        "lrenv": lrenv.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "data": data,
+    }
+    measure = settings.measure if settings.mode == "cost" else "val_loss"
+    return train, Sweep(
+        name=sweep_name(key, defining, data),
+        task=name,
+        task_key=key,
+        features=features,
+        environment=environment,
+        total_steps=settings.total_steps,
+        seed=settings.seed,
+        measure=measure,
+        target=settings.target,
+        max_trials=settings.trials,
+        max_steps=settings.max_steps,
+        max_seconds=settings.max_seconds,
+        early_stopping=settings.early_stopping,
+    )
+
+
+def _import_function(place: str) -> Callable[[Trial], None]:
+    module, _, name = place.partition(":")
+    sys.path.insert(0, os.getcwd())
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    try:
+        function: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"Expected a training function as module:name, got {place!r} ({error})."
+        ) from None
+    if not callable(function):
+        raise InputError(f"Expected a function, got {place!r}, a {type(function).__name__}.")
+    return function  # type: ignore[no-any-return]
+
+
+def _show(sweep: Sweep, records: Sequence[TrialRecord], settings: TuneSettings) -> None:
+    """Print the best trials, and where no run reached the target, the closest."""
+    counts = {s: sum(r.status == s for r in records) for s in ("diverged", "failed", "stopped")}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    console.print(f"{len(records)} trials{f' ({told})' if told else ''}.")
+    best = sweep.best(records)
+    if best is None:
+        raise InputError("Expected a trial that comes to its end, got none; see their messages.")
+    table = Table("trial", "policy", "validation loss", "steps", "seconds")
+    done = sorted((r for r in records if r.status == "done"), key=sweep.value)
+    for record in done[:10]:
+        table.add_row(
+            "–" if record.parameters["index"] < 0 else str(record.parameters["index"]),
+            f"learned: {record.policy}" if record.policy_kind == "learned" else record.policy,
+            f"{record.metrics['val_loss']:.4g}",
+            str(record.steps),
+            f"{record.seconds or 0:.1f}",
+        )
+    console.print(table)
+    if sweep.target is not None and best.metrics["val_loss"] > sweep.target:
+        closest = min(done, key=lambda r: r.metrics["val_loss"])
+        console.print(
+            f"No trial reached a validation loss of {sweep.target:g}; the closest is "
+            f"{closest.metrics['val_loss']:.4g}, by {closest.policy}."
+        )
