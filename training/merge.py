@@ -39,10 +39,15 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for row in part["runs"]:
             record = RunRecord(**row)
             runs.setdefault((record.task, record.method, record.detail, record.seed), record)
-    data = {key: list(dict.fromkeys(p["data"][key] for p in parts)) for key in ("name", "note")}
+    data = {
+        key: between.join(
+            dict.fromkeys(text for part in parts for text in part["data"][key].split(between))
+        )
+        for key, between in (("name", ", "), ("note", "; "))
+    }
     return {
         **parts[0],
-        "data": {"name": ", ".join(data["name"]), "note": "; ".join(data["note"])},
+        "data": data,
         "runs": [asdict(record) for record in runs.values()],
         "summary": summaries(list(runs.values())),
     }
