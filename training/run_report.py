@@ -21,6 +21,8 @@ $metrics
 <h2>Settings</h2>
 $settings""")
 
+_SOFT = "rgba(122,127,135,0.25)"
+
 
 def write_run_report(
     path: Path,
@@ -82,12 +84,19 @@ def figure_html(
 
     figure = go.Figure(list(lines))
     figure.update_layout(
-        height=340,
+        height=380,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
-        xaxis_title="optimizer step",
-        yaxis={"title": title, "type": "log" if log else "linear"},
+        xaxis={"title": "optimizer step", "gridcolor": _SOFT, "zeroline": False},
+        yaxis={"title": title, "type": "log" if log else "linear", "gridcolor": _SOFT},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2},
+        # Seen on a light page and on a dark one.
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#7A7F87"},
     )
-    html: str = figure.to_html(full_html=False, include_plotlyjs=with_library)
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=with_library, config={"displayModeBar": False}
+    )
     return html
 
 

@@ -20,6 +20,7 @@ from lrenv.training.report_page import simple_page
 from lrenv.training.run_report import figure_html
 
 _SHOWN = 8
+_NO_BAR = {"displayModeBar": False}
 
 _BODY = Template("""<p>$text</p>
 <script>$library</script>
@@ -62,6 +63,19 @@ def _name(record: TrialRecord) -> str:
     return f"learned: {record.policy}" if record.policy_kind == "learned" else record.policy
 
 
+def _short(record: TrialRecord) -> str:
+    """A name for legends; the table has the whole one."""
+    if record.policy_kind == "learned":
+        return _name(record)
+    policy = parse_policy(record.policy)
+    parts = policy.policies if isinstance(policy, Composition) else (policy,)
+    return f"{record.parameters['index']}: {' – '.join(f'{p.kind} {_peak(p):.2g}' for p in parts)}"
+
+
+def _peak(policy: LRPolicy) -> float:
+    return float(max(policy.values["k0"], policy.values.get("k1", 0.0)))
+
+
 def _first(record: TrialRecord) -> LRPolicy:
     policy = parse_policy(record.policy)
     return policy.policies[0] if isinstance(policy, Composition) else policy
@@ -74,7 +88,7 @@ def _coordinates(sweep: Sweep, done: Sequence[TrialRecord], kind: str) -> str:
     policies = [_first(record) for record in rows]
     kinds = sorted({policy.kind for policy in policies})
     values = [math.log10(sweep.value(record)) for record in rows]
-    peaks = [math.log10(max(p.values["k0"], p.values.get("k1", 0.0))) for p in policies]
+    peaks = [math.log10(_peak(policy)) for policy in policies]
     dimensions: list[dict[str, Any]] = [
         {
             "label": "policy",
@@ -96,13 +110,13 @@ def _coordinates(sweep: Sweep, done: Sequence[TrialRecord], kind: str) -> str:
         )
     )
     figure.update_layout(height=380, paper_bgcolor="rgba(0,0,0,0)", margin={"l": 60, "r": 60})
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False)
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_NO_BAR)
     return html
 
 
 def _lines(records: Sequence[TrialRecord], name: str, title: str) -> str:
     lines = [
-        go.Scatter(x=record.curve["step"], y=record.curve[name], name=_name(record)[:60])
+        go.Scatter(x=record.curve["step"], y=record.curve[name], name=_short(record))
         for record in records
         if record.curve.get(name)
     ]
