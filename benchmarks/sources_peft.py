@@ -52,7 +52,7 @@ class PEFTSetup:
     total_steps: int = 300
     n_train: int = 1000
     ranks: tuple[int, ...] = (1, 4)
-    peaks: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    peaks: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
     def task(self, rank: int) -> Task:
         """Fine-tuning of a decoder to a text in which a fifth of the characters change places."""

@@ -73,7 +73,7 @@ class RunRecord:
     mean_train_loss: float | None
     diverged: bool
     seconds: float | None
-    curve: dict[str, list[Any]] | None
+    curve: dict[str, list[Any]] | None = None
     val_curve: list[float | None] | None = None
     val_steps: list[int] | None = None
     val_seconds: list[float] | None = None
