@@ -49,7 +49,6 @@ def main(settings: Settings) -> None:
     write_json(settings.output / "lr_bench.json", rows)
     table = Table("optimizer", "mode", "what", "validation loss", "steps", "×", "tuned with")
     for row in rows:
-        told = (f"{row['trials']} trials, {row['tuning_steps']} steps", f"{row['seconds']:.0f} s")
         table.add_row(
             row["optimizer"],
             row["mode"],
@@ -57,9 +56,13 @@ def main(settings: Settings) -> None:
             f"{row['val_loss']:.4f}",
             "not reached" if row["steps"] is None else str(row["steps"]),
             "" if not row.get("times") else f"{row['times']:.2f}",
-            ", ".join(told) if row["trials"] else "nothing",
+            _told(row) if row["trials"] else "nothing",
         )
     console.print(table)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['trials']} trials, {row['tuning_steps']} steps, {row['seconds']:.0f} s"
 
 
 def _modes(settings: Settings, optimizer: str) -> list[dict[str, Any]]:
