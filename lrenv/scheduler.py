@@ -49,7 +49,7 @@ class LearnedLR(LRScheduler):
     Args:
         optimizer: Any torch optimizer.
         total_steps: Length of the whole run in optimizer steps, which are fewer than batches under
-            accumulation. Policies are trained on runs of 100 and more, shorter ones are warned of;
+            accumulation. Runs of less than 100 are warned of, few policies are trained on such;
             :meth:`set_total_steps` changes it. None for a run without an end: the LR stays high
             until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
@@ -97,8 +97,8 @@ class LearnedLR(LRScheduler):
         self._made_for, self._open = total_steps, total_steps is None
         if isinstance(total_steps, int) and 0 < total_steps < _SHORTEST:
             warnings.warn(
-                f"Expected a run of at least {_SHORTEST} optimizer steps, as policies are trained "
-                f"on, got {total_steps}: its LR may get too high; rollback=model is a way back.",
+                f"Expected a run of at least {_SHORTEST} optimizer steps, as most in training are, "
+                f"got {total_steps}: its LR may get too high; rollback=model is a way back.",
                 stacklevel=2,
             )
         self.controller = Controller(

@@ -14,8 +14,6 @@ from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.looped import LoopedModel
-from lrenv.trainees.single import class_logits
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.stacked_optimizer import StackedOptimizer
 
@@ -116,11 +114,7 @@ class BatchedTrainee:
         For trainees that classify, which are those whose accuracy is a number.
         """
         for x, y in self._passes(split):
-            if isinstance(self._model, LoopedModel):
-                rows = [class_logits(self.spec, model, x, y) for model in self._model._models]
-                yield torch.stack([logits for logits, _ in rows]), rows[0][1]
-            else:
-                yield self._model.predict(x), y.flatten()
+            yield self._model.predict(x, y)
 
     def _passes(
         self, split: Split, n_examples: int | None = None

@@ -58,6 +58,16 @@ class LoopedModel(StackedModel):
         return torch.stack(losses)
 
     @torch.no_grad()
+    def predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the predictions that count, see :class:`StackedModel`."""
+        rows = []
+        for model in self._models:
+            model.eval()
+            rows.append(self._spec.predictions(model, x, y))
+            model.train()
+        return torch.stack([logits for logits, _ in rows]), rows[0][1]
+
+    @torch.no_grad()
     def score(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
         """Summed losses and hits of each run on shared examples, see :class:`StackedModel`."""
         rows = []

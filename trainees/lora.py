@@ -88,6 +88,11 @@ class LoRASpec(RunSpec):
         hits = (logits.argmax(1) == labels).sum()
         return F.cross_entropy(logits, labels, reduction="sum"), hits, len(labels)
 
+    def predictions(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(v, m)`` and labels ``(m,)`` of the tokens that count."""
+        logits, labels = counted_logits(model, x, y)
+        return logits.T, labels
+
 
 def add_lora(model: nn.Module, spec: LoRASpec) -> nn.Module:
     """Add LoRA to a frozen model; its matrices alone are trained.

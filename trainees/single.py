@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.lora import LoRASpec, counted_logits
 from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.stacked import trained
 
@@ -124,6 +123,7 @@ class SingleTrainee:
         total = torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]) / sum(counts)
         return total[:1], total[1:]
 
+    @torch.no_grad()
     def logits(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits ``(1, c, m)`` and labels ``(m,)`` of a split, batch by batch.
 
@@ -131,7 +131,9 @@ class SingleTrainee:
         """
         size = self.spec.eval_batch
         for x, y in zip(*(part.split(size) for part in self.dataset.split(split)), strict=True):
-            logits, labels = class_logits(self.spec, self.model, x, y)
+            self.model.eval()
+            logits, labels = self.spec.predictions(self.model, x, y)
+            self.model.train()
             yield logits[None], labels
 
     @contextmanager
@@ -144,23 +146,3 @@ class SingleTrainee:
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed * 1_000_003 + self._step)
             yield
-
-
-@torch.no_grad()
-def class_logits(spec: RunSpec, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``(c, m)`` and labels ``(m,)`` of the predictions of a batch that count.
-
-    Args:
-        spec: The specification of the model.
-        model: A model that classifies.
-        x: Inputs, ``(n, ...)``.
-        y: Labels, ``(n, ...)``.
-    """
-    model.eval()
-    if isinstance(spec, LoRASpec):
-        counted, labels = counted_logits(model, x, y)
-        logits = counted.T
-    else:
-        logits, labels = model(x).transpose(0, 1).flatten(1), y.flatten()
-    model.train()
-    return logits, labels

@@ -130,6 +130,10 @@ class RunSpec(ABC):
         hits = (logits.argmax(1) == y).sum()
         return F.cross_entropy(logits, y, reduction="sum"), hits, y.numel()
 
+    def predictions(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(c, m)`` and labels ``(m,)`` of a batch's predictions, of a model of classes."""
+        return model(x).transpose(0, 1).flatten(1), y.flatten()
+
     @property
     def shape(self) -> Self:
         """The specification less what runs in lockstep may differ in."""

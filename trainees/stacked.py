@@ -66,9 +66,10 @@ class StackedModel(ABC):
             Logits ``(r, c, m)``.
         """
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits ``(r, c, m)`` of examples that all runs share, ``(n, ...)``, in evaluation."""
-        return self.logits(dict(zip(self._names, self.params, strict=True)), x, training=False)
+    def predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(r, c, m)`` and labels ``(m,)`` of examples that all runs share."""
+        params = dict(zip(self._names, self.params, strict=True))
+        return self.logits(params, x, training=False), y.flatten()
 
     def score(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
         """Evaluate on examples that all runs share, ``(n, ...)``.
@@ -76,8 +77,8 @@ class StackedModel(ABC):
         Returns:
             Summed losses and right predictions ``(r,)`` each, and the number of predictions.
         """
-        logits = self.predict(x)
-        targets = y.flatten().expand(len(logits), -1)
+        logits, labels = self.predict(x, y)
+        targets = labels.expand(len(logits), -1)
         losses = F.cross_entropy(logits, targets, reduction="none").sum(1)
         return losses, (logits.argmax(1) == targets).sum(1), y.numel()
 

@@ -258,7 +258,7 @@ class _Search(Searcher):
         """Record a trial."""
         if trial_id not in self._open:
             return
-        if result and "step" in result and "policy" not in result:
+        if result and "step" in result:
             self.on_trial_result(trial_id, result)
         record = self._record(*self._open.pop(trial_id), self._rows.pop(trial_id, []), error)
         self._database.add([record])
