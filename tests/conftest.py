@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lrenv.observation import OptimizerTraits
 from lrenv.policies.frozen import FrozenPolicy
-from lrenv.trainees.data import Dataset, teacher_dataset
+from lrenv.trainees.data import Dataset
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task
+from lrenv.trainees.variants import teacher_dataset
 
 settings.register_profile("lrenv", deadline=None)
 settings.load_profile("lrenv")

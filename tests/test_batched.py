@@ -11,14 +11,7 @@ from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.data import (
-    Dataset,
-    codes,
-    downsample,
-    load_dataset,
-    standardise,
-    teacher_dataset,
-)
+from lrenv.trainees.data import Dataset, load_dataset
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec, StackedMLP
 from lrenv.trainees.regressor import RegressorSpec
@@ -26,6 +19,7 @@ from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, RunSpec, noisy_labels
 from lrenv.trainees.text import encipher, markov_dataset, python_docs
+from lrenv.trainees.variants import codes, downsample, standardise, teacher_dataset
 
 N_STEPS = 50
 RUN = {"batch_size": 16, "total_steps": N_STEPS}

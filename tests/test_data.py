@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 
 from lrenv.errors import InputError, ResourceError
 from lrenv.trainees import data, idx
-from lrenv.trainees.data import (
-    Dataset,
+from lrenv.trainees.data import Dataset, data_root, load_dataset
+from lrenv.trainees.variants import (
     codes,
-    data_root,
     downsample,
     halves,
-    load_dataset,
     random_projection,
     some_classes,
     standardise,

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.data import load_dataset, teacher_dataset
+from lrenv.trainees.data import load_dataset
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import TRAINEES, build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, batch_order, initial_model, noisy_labels
 from lrenv.trainees.text import markov_dataset
+from lrenv.trainees.variants import teacher_dataset
 
 SPEC = MLPSpec((7, 5), batch_size=16, total_steps=50)
 

@@ -11,17 +11,7 @@ from typing import Any
 from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.data import (
-    Dataset,
-    codes,
-    downsample,
-    halves,
-    load_dataset,
-    random_projection,
-    some_classes,
-    standardise,
-    teacher_dataset,
-)
+from lrenv.trainees.data import Dataset, load_dataset
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.encoding import instruction_dataset
 from lrenv.trainees.lora import LoRASpec
@@ -30,6 +20,15 @@ from lrenv.trainees.regressor import RegressorSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
 from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
+from lrenv.trainees.variants import (
+    codes,
+    downsample,
+    halves,
+    random_projection,
+    some_classes,
+    standardise,
+    teacher_dataset,
+)
 
 
 @dataclass(frozen=True)

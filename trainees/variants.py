@@ -1,0 +1,176 @@
+"""What tasks make of data sets: fewer classes, smaller images, projections, numbers to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrenv.errors import InputError
+from lrenv.trainees.data import Dataset, generator_of, map_inputs, nonzero, take
+
+
+def downsample(dataset: Dataset, size: int) -> Dataset:
+    """Average-pool the images to ``size`` × ``size`` pixels.
+
+    Raises:
+        InputError: The data set holds no images, or ``size`` is not within their sides.
+    """
+    if dataset.image_shape is None:
+        raise InputError(
+            f"expected images to downsample, {dataset.name} has an image_shape of None"
+        )
+    channels, height, width = dataset.image_shape
+    if not 1 <= size <= min(height, width):
+        raise InputError(f"expected a size from 1 to {min(height, width)} pixels, got {size}")
+
+    def pool(x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x.view(-1, channels, height, width), size).flatten(1)
+
+    return replace(
+        map_inputs(dataset, pool),
+        name=f"{dataset.name}-{size}x{size}",
+        image_shape=(channels, size, size),
+    )
+
+
+def some_classes(dataset: Dataset, n_classes: int, seed: int) -> Dataset:
+    """Keep the examples of ``n_classes`` classes drawn at random, numbered anew.
+
+    Raises:
+        InputError: There are not as many, or fewer than two are asked for.
+    """
+    if not 2 <= n_classes <= dataset.n_classes:
+        raise InputError(f"expected from 2 to {dataset.n_classes} classes, got {n_classes}")
+    kept = torch.randperm(dataset.n_classes, generator=generator_of(seed))[:n_classes]
+    new_label = torch.full((dataset.n_classes,), -1)
+    new_label[kept] = torch.arange(n_classes)
+    parts: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        x, y = dataset.split(name)
+        labels = new_label[y]
+        parts |= {f"x_{name}": x[labels >= 0], f"y_{name}": labels[labels >= 0]}
+    return replace(dataset, name=f"{dataset.name}-{n_classes}c{seed}", n_classes=n_classes, **parts)
+
+
+def random_projection(dataset: Dataset, n_features: int, seed: int) -> Dataset:
+    """Project the inputs to ``n_features`` by one Gaussian matrix, then standardise each feature.
+
+    The matrix has variance 1/n_features_in; mean and spread are those of the train split.
+
+    Raises:
+        InputError: ``n_features`` is below 1.
+    """
+    if n_features < 1:
+        raise InputError(f"expected n_features of at least 1, got {n_features}")
+    shape = (dataset.n_features, n_features)
+    matrix = torch.randn(shape, generator=generator_of(seed), dtype=torch.float32)
+    matrix /= dataset.n_features**0.5
+    std, mean = torch.std_mean(dataset.x_train @ matrix, dim=0)
+    return replace(
+        map_inputs(dataset, lambda x: (x @ matrix - mean) / nonzero(std)),
+        name=f"{dataset.name}-proj{n_features}",
+        image_shape=None,
+    )
+
+
+def standardise(dataset: Dataset) -> Dataset:
+    """Shift and scale all inputs by the one mean and spread of the train split's pixels."""
+    std, mean = torch.std_mean(dataset.x_train)
+    return map_inputs(dataset, lambda x: (x - mean) / nonzero(std))
+
+
+def halves(dataset: Dataset) -> Dataset:
+    """Predict the lower half of each image from the upper one.
+
+    Raises:
+        InputError: The data set holds no images of an even height.
+    """
+    if dataset.image_shape is None or dataset.image_shape[1] % 2:
+        raise InputError(
+            f"expected images of an even height, {dataset.name} has an image_shape of "
+            f"{dataset.image_shape}"
+        )
+    channels, height, width = dataset.image_shape
+
+    def half(index: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: x.view(-1, channels, 2, height // 2, width)[:, :, index].flatten(1)
+
+    upper, lower = (map_inputs(dataset, half(index)) for index in (0, 1))
+    return replace(
+        _with_targets(standardise(upper), standardise(lower)),
+        name=f"{dataset.name}-halves",
+        image_shape=(channels, height // 2, width),
+    )
+
+
+def codes(dataset: Dataset, n_codes: int, seed: int) -> Dataset:
+    """Predict random projections of the inputs, by one Gaussian matrix.
+
+    Raises:
+        InputError: ``n_codes`` is below 1.
+    """
+    targets = random_projection(dataset, n_codes, seed)
+    return replace(
+        _with_targets(standardise(dataset), targets), name=f"{dataset.name}-codes{n_codes}"
+    )
+
+
+def _with_targets(inputs: Dataset, targets: Dataset) -> Dataset:
+    """Have the inputs of another data set of the same rows predicted."""
+    return replace(
+        inputs,
+        y_train=targets.x_train,
+        y_val=targets.x_val,
+        y_test=targets.x_test,
+        n_classes=targets.n_features,
+    )
+
+
+def teacher_dataset(
+    n_features: int, n_classes: int, n_samples: int, seed: int, numbers: bool = False
+) -> Dataset:
+    """Label Gaussian inputs by a random two-layer tanh network of 32 hidden units.
+
+    The teacher's outputs are standardised over the samples, so that no class dominates.
+
+    Args:
+        n_features: Inputs.
+        n_classes: Outputs of the teacher.
+        n_samples: Examples of all splits together.
+        seed: Seed of teacher and inputs.
+        numbers: Labels are the teacher's outputs, rather than the largest one's index.
+
+    Raises:
+        InputError: Fewer than 1 feature, 2 classes (1 output), or 5 samples a class are asked for.
+    """
+    least = 1 if numbers else 2
+    if n_features < 1 or n_classes < least or n_samples < 5 * n_classes:
+        raise InputError(
+            f"expected n_features >= 1, n_classes >= {least} and n_samples >= 5 * n_classes, "
+            f"got {n_features}, {n_classes} and {n_samples}"
+        )
+    generator = generator_of(seed)
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.randn((rows, columns), generator=generator, dtype=torch.float32)
+
+    x, n_hidden = gaussian(n_samples, n_features), 32
+    # A gain of 2 bends the tanh: at 1 the teacher would be almost linear.
+    hidden = torch.tanh(x @ gaussian(n_features, n_hidden) * (2 / n_features**0.5))
+    outputs = hidden @ gaussian(n_hidden, n_classes)
+    outputs = (outputs - outputs.mean(0)) / outputs.std(0)
+    n_held = n_samples // 5
+    rows = torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
+    return take(
+        x,
+        outputs if numbers else outputs.argmax(1),
+        rows,
+        name=f"teacher-{n_features}f-{n_classes}{'o' if numbers else 'c'}",
+        n_classes=n_classes,
+        note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
+    )
