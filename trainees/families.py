@@ -261,9 +261,15 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "easy": _easy,
     "brief": _brief,
     "wide": _take_turns(_general, _take_turns(_regression, _scarce, _easy, _brief)),
+    "balanced": _take_turns(
+        _plain,
+        _take_turns(_convnet, _varied),
+        _take_turns(_regression, _scarce, _easy),
+        _take_turns(_decoder, _adapted, _long, _brief),
+    ),
 }
-"""Families of training tasks; ``"mixed"``, ``"general"`` and ``"wide"`` take turns between
-others."""
+"""Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"`` and ``"balanced"``, of which a
+quarter are plain MLPs, take turns between others."""
 
 _LONG = 1000
 """Optimizer steps above which models are small, for the sake of the time the experts take."""

@@ -63,7 +63,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
-        search_all(drawn, workers)
+        search_all((tasks if settings.rounds else short) + selection + fresh, workers)
         clone(folder, actor, settings, writer, workers, start)
         found = {"start": _measure(actor, selection, fresh, workers)}
         console.print(f"Start of PPO: {found['start']}")

@@ -36,7 +36,8 @@ class GeneralistSettings:
         "easy",
         "brief",
         "wide",
-    ] = "wide"
+        "balanced",
+    ] = "balanced"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""

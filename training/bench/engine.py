@@ -109,12 +109,14 @@ def migrate(engine: Engine, name: str) -> None:
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
     with engine.connect() as connection:
-        if _version(connection, scripts, name) == scripts.get_current_head():
+        if _version(connection) == scripts.get_current_head():
             return
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-        if _version(connection, scripts, name) != scripts.get_current_head():
+        # Only under the lock do version and tables belong together.
+        _check_version(connection, scripts, name)
+        if _version(connection) != scripts.get_current_head():
             _upgrade(config, connection)
 
 
@@ -125,11 +127,15 @@ def _upgrade(config: Any, connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _version(connection: Connection, scripts: Any, name: str) -> str | None:
+def _version(connection: Connection) -> str | None:
     from alembic.migration import MigrationContext
 
     options = {"version_table": VERSION_TABLE}
-    version = MigrationContext.configure(connection, opts=options).get_current_revision()
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _check_version(connection: Connection, scripts: Any, name: str) -> None:
+    version = _version(connection)
     known = [script.revision for script in scripts.walk_revisions()]
     if version is None and set(inspect(connection).get_table_names()) & set(Base.metadata.tables):
         raise InputError(
@@ -141,7 +147,6 @@ def _version(connection: Connection, scripts: Any, name: str) -> str | None:
             f"Expected a policy database of version {known[0]} or older, got {name} of version "
             f"{version}; install a newer lrenv."
         )
-    return version
 
 
 def retried(work: Callable[[], T], timeout: float) -> T:
