@@ -1,9 +1,9 @@
 """How far the range test's suggestion is from the tuned peak: ``python benchmarks/range_test.py``.
 
 On the unseen trainees, beside torch-lr-finder's (the steepest fall of a smoothed sweep, as its plot
-suggests), and with ``--training`` on tasks of the training family, on which the distance of a
-sweep's suggestion from the LR of its lowest loss was set. The tuned peak is that of the tuned
-expert, whose grid has three peaks a decade.
+suggests), and with ``--training`` on tasks of the training family, on which the length of the
+grid's runs and the distances of the suggestions from the LRs of the lowest losses were set. The
+tuned peak is that of the tuned expert, whose grid has three peaks a decade.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _row(name: str, task: Task) -> dict[str, Any]:
 
 
 def _tested(task: Task, mode: Any) -> Any:
-    steps = 100 if mode == "sweep" else 30
+    steps = 100 if mode == "sweep" else 50
     try:
         return range_test_of(
             build_trainee(task), low=1e-5, high=100.0, mode=mode, steps=steps, points=15

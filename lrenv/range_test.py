@@ -25,6 +25,10 @@ BELOW_BEST = 5.5
 """The suggestion of a sweep is that much below the LR of the lowest loss: the median factor to the
 tuned peak on training tasks, see benchmarks/range_test.py."""
 
+ABOVE_GRID = 1.3
+"""The suggestion of a grid is that much above the LR of its lowest loss, likewise; a whole run
+takes a little more than a short one."""
+
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
 _WITHIN = 0.1
@@ -39,8 +43,8 @@ class RangeTest:
 
     Attributes:
         lrs: Learning rates, rising; those behind a divergence are missing.
-        losses: The loss that each was judged by: smoothed in a sweep, the mean over the last half
-            of its steps in a grid.
+        losses: The loss that each was judged by: smoothed in a sweep, the mean over the last
+            quarter of its steps in a grid.
         best: The LR of the lowest loss.
         low: The lowest LR of the range around it whose losses are within ten percent of the fall
             from the first loss to the best.
@@ -216,7 +220,7 @@ def _grid(job: _Job, lrs: list[float], steps: int) -> tuple[list[float], str | N
             values.append(job.step(lr))
             if not math.isfinite(values[-1]) or values[-1] > _DIVERGED * max(values[0], 1e-12):
                 return losses, f"the loss diverged at an LR of {lr:.2g}"
-        behind = values[steps // 2 :]
+        behind = values[3 * steps // 4 :]
         losses.append(sum(behind) / len(behind))
     return losses, None
 
@@ -250,9 +254,9 @@ def _suggest(lrs: list[float], losses: list[float], best: int, mode: str) -> tup
         return lrs[best], "the LR whose short run ended lowest, at the edge of those that trained"
     below, least, above = losses[best - 1 : best + 2]
     shift = 0.5 * (below - above) / (below - 2 * least + above)
-    return lrs[best] * math.exp(shift * math.log(lrs[1] / lrs[0])), (
-        "the lowest point of a parabola through the LR whose short run ended lowest and those "
-        "beside it"
+    return lrs[best] * (lrs[1] / lrs[0]) ** shift * ABOVE_GRID, (
+        f"{ABOVE_GRID:g} times, the usual distance to the best peak, the lowest point of a "
+        "parabola through the LR whose short run ended lowest and those beside it"
     )
 
 

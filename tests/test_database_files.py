@@ -17,6 +17,7 @@ from lrenv.training.bench.db_command import (
     list_trials,
     merge_databases,
     query_policies,
+    show_trials,
 )
 from lrenv.training.bench.db_settings import (
     DatabaseExportSettings,
@@ -24,6 +25,7 @@ from lrenv.training.bench.db_settings import (
     DatabaseListSettings,
     DatabaseMergeSettings,
     DatabaseQuerySettings,
+    DatabaseShowSettings,
 )
 from lrenv.training.bench.exchange import export_trials, import_trials
 
@@ -143,6 +145,25 @@ def test_commands_list_and_move_trials(place, new_place, tmp_path, capsys, monke
         other.add([trial("c")])
     assert merge_databases(DatabaseMergeSettings(copy)) == Moved(trials=3, new=1)
     assert "3 trials, 1 new" in capsys.readouterr().out
+
+
+def test_trials_are_shown_on_a_page(place, tmp_path):
+    path = tmp_path / "out" / "trials.html"
+    settings = DatabaseShowSettings(database=place, output=path)
+    with PolicyDatabase(place) as database:
+        with pytest.raises(InputError, match=r"Expected trials in .* that fit, got none"):
+            show_trials(settings)
+        long = "k0_0.1+k1_0.01+lrPolicy_COS+l_40"
+        database.add(
+            [trial("a", seed=1, policy=long), trial("b", seed=5, policy="<i>", metrics={})]
+        )
+
+    assert show_trials(settings) == path
+    text = path.read_text()
+    assert "COS 0.1, seed 1" in text
+    assert "<td>&lt;i&gt;</td>" in text
+    assert "<td>none</td>" in text
+    assert "Without learning rates or a finite loss: 1." in text
 
 
 def test_query_finds_a_trainee_like_this_one(place, capsys):

@@ -181,11 +181,10 @@ def fit(module: Module, folder: Path, **kwargs: Any) -> lightning.Trainer:
     trainer = lightning.Trainer(
         max_epochs=2,
         default_root_dir=folder,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
-        **{"enable_checkpointing": False, **kwargs},
+        **{"logger": False, "enable_checkpointing": False, **kwargs},
     )
     trainer.fit(module, DataLoader(points(), batch_size=8))
     return trainer

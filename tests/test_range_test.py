@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrenv.errors import InputError
-from lrenv.range_test import BELOW_BEST, range_test
+from lrenv.range_test import ABOVE_GRID, BELOW_BEST, range_test
 
 
 class Bowl(nn.Module):
@@ -53,6 +53,15 @@ def test_a_grid_finds_the_best_lr_of_a_bowl(curvature):
     assert found.lrs == pytest.approx([10**k / curvature for k in (-3, -2.25, -1.5, -0.75, 0)])
     assert found.stopped == f"the loss diverged at an LR of {10**0.75 / curvature:.2g}"
     assert (found.low, found.high) == pytest.approx((1 / curvature, 1 / curvature))
+
+
+def test_a_grid_suggests_a_little_more_than_the_lowest_point_between_its_lrs():
+    model = Bowl(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    found = range_test(model, optimizer, ONES, low=0.5, high=1.5, mode="grid", steps=6, points=5)
+
+    assert found.best == pytest.approx(0.5 * 3**0.5)
+    assert found.lrs[2] < found.suggestion / ABOVE_GRID < found.lrs[3]
 
 
 def small_job() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:

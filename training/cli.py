@@ -23,6 +23,7 @@ from lrenv.training.bench.db_settings import (
     DatabaseListSettings,
     DatabaseMergeSettings,
     DatabaseQuerySettings,
+    DatabaseShowSettings,
 )
 from lrenv.training.settings import (
     ClassicSettings,
@@ -58,6 +59,7 @@ class TrainSettings:
 
 _Database = Annotated[
     Annotated[DatabaseListSettings, tyro.conf.subcommand("list")]
+    | Annotated[DatabaseShowSettings, tyro.conf.subcommand("show")]
     | Annotated[DatabaseQuerySettings, tyro.conf.subcommand("query")]
     | Annotated[DatabaseExportSettings, tyro.conf.subcommand("export")]
     | Annotated[DatabaseImportSettings, tyro.conf.subcommand("import")]
@@ -97,6 +99,7 @@ _RUNNERS: dict[type, tuple[str, str]] = {
     TuneSettings: ("lrenv.training.bench.tune", "tune"),
     MonitorSettings: ("lrenv.training.bench.monitor", "monitor"),
     DatabaseListSettings: ("lrenv.training.bench.db_command", "list_trials"),
+    DatabaseShowSettings: ("lrenv.training.bench.db_command", "show_trials"),
     DatabaseQuerySettings: ("lrenv.training.bench.db_command", "query_policies"),
     DatabaseExportSettings: ("lrenv.training.bench.db_command", "export_database"),
     DatabaseImportSettings: ("lrenv.training.bench.db_command", "import_database"),

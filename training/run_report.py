@@ -77,16 +77,28 @@ def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure_html(
-    lines: Sequence[Any], title: str, log: bool = False, with_library: bool = False
+    lines: Sequence[Any],
+    title: str,
+    log: bool = False,
+    with_library: bool = False,
+    x_title: str | None = None,
 ) -> str:
-    """Draw a figure over optimizer steps as HTML; one figure of a page brings the library."""
+    """Draw a figure as HTML, over optimizer steps unless the x axis, logarithmic then, has a title.
+
+    One figure of a page brings the library.
+    """
     from plotly import graph_objects as go
 
     figure = go.Figure(list(lines))
     figure.update_layout(
         height=380,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
-        xaxis={"title": "optimizer step", "gridcolor": _SOFT, "zeroline": False},
+        xaxis={
+            "title": x_title or "optimizer step",
+            "type": "log" if x_title else "linear",
+            "gridcolor": _SOFT,
+            "zeroline": False,
+        },
         yaxis={"title": title, "type": "log" if log else "linear", "gridcolor": _SOFT},
         legend={"orientation": "h", "yanchor": "top", "y": -0.2},
         # Seen on a light page and on a dark one.

@@ -241,7 +241,7 @@ class RangeTestSettings:
     """Lowest LR."""
     high: float = 10.0
     """Highest LR."""
-    steps: int = 30
+    steps: int = 50
     """Optimizer steps of the sweep, or of each run of the grid."""
     points: int = 15
     """LRs of the grid."""

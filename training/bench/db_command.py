@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrenv.errors import InputError
+from lrenv.files import make_folder
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.bench.database import (
@@ -24,8 +25,10 @@ from lrenv.training.bench.db_settings import (
     DatabaseListSettings,
     DatabaseMergeSettings,
     DatabaseQuerySettings,
+    DatabaseShowSettings,
 )
 from lrenv.training.bench.exchange import export_trials, import_trials
+from lrenv.training.bench.trials_page import write_trials_page
 from lrenv.training.progress import console
 
 
@@ -41,14 +44,7 @@ def list_trials(settings: DatabaseListSettings) -> list[TrialRecord]:
     """Print the newest trials, and return them."""
     _check_number("limit", settings.limit)
     with _existing(settings.database) as database:
-        counts = database.counts()
-        trials = database.trials(
-            sweep=settings.sweep,
-            task=settings.task,
-            policy=settings.policy,
-            status=settings.status,
-            limit=settings.limit,
-        )
+        counts, trials = database.counts(), _chosen(database, settings)
     table = Table("created", "sweep", "task", "policy", "seed", "status", "steps", "val_loss")
     for trial in trials:
         created, loss = trial.created[:19].replace("T", " "), trial.metrics.get("val_loss")
@@ -67,6 +63,19 @@ def list_trials(settings: DatabaseListSettings) -> list[TrialRecord]:
         f"{counts['policies']} policies"
     )
     return trials
+
+
+def show_trials(settings: DatabaseShowSettings) -> Path:
+    """Write the page of the newest trials, and return its path."""
+    _check_number("limit", settings.limit)
+    with _existing(settings.database) as database:
+        trials, name = _chosen(database, settings, curves=True), database.name
+    if not trials:
+        raise InputError(f"Expected trials in {name} that fit, got none; ask for less.")
+    make_folder(settings.output.parent)
+    path = write_trials_page(settings.output, f"Trials of {name}", trials)
+    console.print(f"Page: {path.resolve()}", markup=False, soft_wrap=True)
+    return path
 
 
 def query_policies(settings: DatabaseQuerySettings) -> list[Suggestion]:
@@ -120,6 +129,19 @@ def merge_databases(settings: DatabaseMergeSettings) -> Moved:
 def _moved(moved: Moved, source: str) -> Moved:
     console.print(f"{source}: {moved.trials} trials, {moved.new} new", markup=False, soft_wrap=True)
     return moved
+
+
+def _chosen(
+    database: PolicyDatabase, settings: DatabaseListSettings, curves: bool = False
+) -> list[TrialRecord]:
+    return database.trials(
+        sweep=settings.sweep,
+        task=settings.task,
+        policy=settings.policy,
+        status=settings.status,
+        curves=curves,
+        limit=settings.limit,
+    )
 
 
 def _existing(place: str | None) -> PolicyDatabase:

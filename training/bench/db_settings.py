@@ -28,6 +28,16 @@ class DatabaseListSettings:
 
 
 @dataclass(frozen=True)
+class DatabaseShowSettings(DatabaseListSettings):
+    """Draw the newest trials on a page: learning rates, losses, and which LR was how good."""
+
+    limit: int = 100
+    """Trials at most."""
+    output: Path = Path("runs/trials.html")
+    """The page."""
+
+
+@dataclass(frozen=True)
 class DatabaseQuerySettings:
     """Find the best policies of the tasks that are most like a trainee."""
 

@@ -1,0 +1,180 @@
+"""The page of any trials of the policy database: LRs, losses, which LR was how good, a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from plotly import graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from lrenv.errors import InputError
+from lrenv.files import write_atomic
+from lrenv.policies.lrbench import Composition, LRPolicy, parse_policy
+from lrenv.training.bench.database import TrialRecord
+from lrenv.training.report_curves import thin
+from lrenv.training.report_page import simple_page
+from lrenv.training.run_report import figure_html
+
+_NAMED = 8
+_OTHERS = {"color": "rgba(122,127,135,0.35)", "width": 1}
+
+_BODY = Template("""<p>$text</p>
+<script>$library</script>
+<figure>$rates<figcaption>Learning rates. $named</figcaption></figure>
+<figure>$losses<figcaption>Validation losses of the same trials.</figcaption></figure>
+<figure>$peaks<figcaption>Every trial by its highest learning rate. $missing</figcaption></figure>
+<h2>Every trial</h2>
+$table""")
+
+
+def write_trials_page(path: Path, title: str, records: Sequence[TrialRecord]) -> Path:
+    """Write the page of some trials and return its path.
+
+    Args:
+        path: The file to write.
+        title: Its title, plain text.
+        records: The trials with their curves; names in the legend go to the best of them.
+    """
+    ranked = sorted(records, key=_loss)
+    tasks = {record.task for record in records}
+    name = trial_name if len(tasks) == 1 else lambda r: f"{trial_name(r)}, {r.task}"
+    best, others = ranked[:_NAMED], ranked[_NAMED:]
+    named = f"The {len(best)} with the lowest validation loss have names; click one to hide it."
+    points = [record for record in ranked if _highest(record) and math.isfinite(_loss(record))]
+    body = _BODY.substitute(
+        library=get_plotlyjs(),
+        text=escape(f"Trials: {len(records)}, tasks: {len(tasks)}."),
+        named=escape(f"{named} The others are grey." if others else named),
+        rates=curves(best, "lr", "learning rate, log scale", name, others),
+        losses=curves(best, "val_loss", "validation loss, log scale", name, others),
+        peaks=_peaks(points, name),
+        missing=f"Without learning rates or a finite loss: {len(records) - len(points)}.",
+        table=_table(ranked),
+    )
+    write_atomic(path, lambda temporary: temporary.write_text(simple_page(title, body), "utf-8"))
+    return path
+
+
+def trial_name(record: TrialRecord) -> str:
+    """A name for legends: the policy and the seed."""
+    return f"{short_policy(record)}, seed {record.seed}"
+
+
+def short_policy(record: TrialRecord) -> str:
+    """LRBench's policies by kind and peak, as their notation is long; others by name."""
+    try:
+        return " – ".join(f"{p.kind} {peak(p):.2g}" for p in policies_of(record))
+    except InputError:  # Not in LRBench's notation.
+        return f"{record.policy_kind}: {record.policy}"
+
+
+def policies_of(record: TrialRecord) -> tuple[LRPolicy, ...]:
+    """LRBench's policies of a trial, several of a composition.
+
+    Raises:
+        InputError: Its policy is none of LRBench's.
+    """
+    policy = parse_policy(record.policy)
+    return policy.policies if isinstance(policy, Composition) else (policy,)
+
+
+def peak(policy: LRPolicy) -> float:
+    """The highest LR that one of LRBench's policies names."""
+    return float(max(policy.values["k0"], policy.values.get("k1", 0.0)))
+
+
+def curves(
+    records: Iterable[TrialRecord],
+    column: str,
+    title: str,
+    name: Callable[[TrialRecord], str],
+    others: Iterable[TrialRecord] = (),
+) -> str:
+    """A column of the curves over optimizer steps, as HTML; the page brings the library.
+
+    Args:
+        records: Trials that the legend names.
+        column: Such as ``lr`` or ``val_loss``.
+        title: Title of the axis.
+        name: From a trial to its name.
+        others: Trials that are drawn in grey behind them.
+    """
+    grey = [
+        _line(r, column, name, line=_OTHERS, showlegend=False, hoverinfo="name") for r in others
+    ]
+    lines = [line for line in (*grey, *(_line(r, column, name) for r in records)) if line]
+    return figure_html(lines, title, log=True) if lines else "<p>No trial reported any.</p>"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as HTML that scrolls on a narrow page; heads and cells are plain text."""
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Every trial">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure(value: float | None, digits: str = ".4g") -> str:
+    """A number as a cell; a missing one is said."""
+    return "none" if value is None else f"{value:{digits}}"
+
+
+def _line(record: TrialRecord, column: str, name: Callable[[TrialRecord], str], **how: Any) -> Any:
+    if not record.curve.get(column):
+        return None
+    x, y = thin(record.curve["step"], record.curve[column])
+    return go.Scatter(x=x, y=y, name=escape(name(record)), mode="lines", connectgaps=True, **how)
+
+
+def _loss(record: TrialRecord) -> float:
+    loss = record.metrics.get("val_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _highest(record: TrialRecord) -> float:
+    return max((lr for lr in record.curve.get("lr", ()) if lr is not None), default=0.0)
+
+
+def _peaks(records: Sequence[TrialRecord], name: Callable[[TrialRecord], str]) -> str:
+    kinds = dict.fromkeys(record.policy_kind for record in records)
+    marks = [
+        go.Scatter(
+            x=[_highest(record) for record in records if record.policy_kind == kind],
+            y=[_loss(record) for record in records if record.policy_kind == kind],
+            text=[escape(name(record)) for record in records if record.policy_kind == kind],
+            name=escape(kind),
+            mode="markers",
+        )
+        for kind in kinds
+    ]
+    title, x_title = "validation loss, log scale", "highest learning rate, log scale"
+    return figure_html(marks, title, log=True, x_title=x_title) if marks else "<p>None.</p>"
+
+
+def _table(records: Sequence[TrialRecord]) -> str:
+    heads = ("policy", "task", "seed", "status", "validation loss", "steps", "seconds")
+    heads = (*heads, "sweep", "created", "message")
+    rows = (
+        (
+            record.policy,
+            record.task,
+            str(record.seed),
+            record.status,
+            figure(record.metrics.get("val_loss")),
+            str(record.steps),
+            figure(record.seconds, ".1f"),
+            record.sweep,
+            record.created[:19].replace("T", " "),
+            record.error,
+        )
+        for record in records
+    )
+    return table(heads, rows)
