@@ -36,13 +36,17 @@ def guard(n: int, **values: Any) -> dict[str, Any]:
     return {"step": n, "lr": 0.05, "guard": "the loss exploded", "rolled_back": False, **values}
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "progress.jsonl"
+def write_log(folder: Path) -> Path:
+    path = folder / "progress.jsonl"
     append(path, {"start": 0, "total_steps": 20, "time": 1000.0})
     append(path, step(1), step(2, decision={"step": 2, "lr": 0.1, "guard": None}))
     append(path, step(3), step(4, val_loss=0.5, decision=guard(4)))
     return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write_log(tmp_path)
 
 
 def test_lines_are_read_when_they_are_whole(tmp_path: Path) -> None:

@@ -1,13 +1,23 @@
 """Pages in a real browser: charts are drawn, nothing is reported on the console."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import pytest
+from test_monitor import write_log
+from test_report import METHODS, example
 
 from lrenv.training.bench.database import TrialRecord
+from lrenv.training.bench.monitor import monitor
 from lrenv.training.bench.sweep import Sweep
 from lrenv.training.bench.sweep_page import write_sweep_page
+from lrenv.training.bench.trials_page import write_trials_page
+from lrenv.training.report import write_report
+from lrenv.training.settings import MonitorSettings
 
 CHROMIUM = which("chromium")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -51,31 +61,45 @@ TRIALS = [
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as run:
         yield run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
-def test_the_page_of_a_sweep(browser, tmp_path: Path, scheme, width):
-    path = write_sweep_page(tmp_path / "sweep.html", SWEEP, TRIALS)
-    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-    told: list[str] = []
-    page.on("console", lambda m: told.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
-    page.goto(path.as_uri())
-    page.wait_for_selector(".parcoords")
 
-    assert told == []
-    assert page.locator(".js-plotly-plot").count() == 3
-    assert page.locator(".scatterlayer .trace").count() == 6
-    assert page.locator("tbody tr").count() == 4
-    assert "none" in page.locator("tbody tr").nth(3).inner_text()
-    assert page.locator("tbody b").count() == 0
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.close()
+@pytest.fixture(params=[390, 1200], ids=["phone", "desk"])
+def visit(browser: Any, scheme: str, request: pytest.FixtureRequest) -> Callable[[Path], Any]:
+    """Opens a page, which must say nothing on the console and be no wider than the window."""
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Any]:
+        size = {"width": request.param, "height": 800}
+        page = browser.new_page(color_scheme=scheme, viewport=size)
+        told: list[str] = []
+        page.on("console", lambda m: told.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(path.as_uri())
+        yield page
+        assert told == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.close()
+
+    return opened
+
+
+def test_the_page_of_a_sweep(visit, tmp_path: Path):
+    with visit(write_sweep_page(tmp_path / "sweep.html", SWEEP, TRIALS)) as page:
+        page.wait_for_selector(".parcoords")
+
+        assert page.locator(".js-plotly-plot").count() == 3
+        assert page.locator(".scatterlayer .trace").count() == 6
+        assert page.locator("tbody tr").count() == 4
+        assert "none" in page.locator("tbody tr").nth(3).inner_text()
+        assert page.locator("tbody b").count() == 0
 
 
 def test_a_trial_is_hidden_by_its_name(browser, tmp_path: Path):
@@ -88,3 +112,36 @@ def test_a_trial_is_hidden_by_its_name(browser, tmp_path: Path):
 
     assert page.locator(".js-plotly-plot").nth(1).locator(".scatterlayer .trace").count() == 2
     page.close()
+
+
+def test_the_page_of_trials(visit, tmp_path: Path):
+    trials = [replace(TRIALS[k % 3], uid=str(k), seed=k) for k in range(12)] + [TRIALS[3]]
+    with visit(write_trials_page(tmp_path / "trials.html", "Trials", trials)) as page:
+        plots = page.locator(".js-plotly-plot")
+
+        assert plots.count() == 3
+        assert plots.nth(0).locator(".scatterlayer .trace").count() == 12
+        assert plots.nth(0).locator(".legendtoggle").count() == 8
+        assert plots.nth(2).locator(".scatterlayer .point").count() == 12
+        assert page.locator("tbody tr").count() == 13
+        assert page.locator("tbody b").count() == 0
+
+
+def test_the_page_of_an_evaluation(visit, tmp_path: Path):
+    with visit(write_report(example(), tmp_path / "report.html")) as page:
+        curves = page.locator("#lr-plot .scatterlayer .trace")
+        assert page.locator(".js-plotly-plot").count() == 4
+        assert curves.count() == len(METHODS)
+
+        page.locator("[data-method]").first.press("Enter")
+        assert curves.count() == len(METHODS) - 1
+        page.select_option("#task", index=1)
+        assert curves.count() == len(METHODS) - 1
+
+
+def test_the_page_of_a_running_job(visit, tmp_path: Path):
+    write_log(tmp_path)
+    monitor(MonitorSettings(tmp_path, page=True, once=True))
+    with visit(tmp_path / "monitor.html") as page:
+        assert page.locator("svg path[stroke], svg path[style]").count() > 3
+        assert "the loss exploded" in page.inner_text("main")

@@ -65,8 +65,7 @@ def summary(method: str, mean: float) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def results() -> dict[str, Any]:
+def example() -> dict[str, Any]:
     means = (0.97, 1.37, 1.37, 1.0)
     return {
         "format": 1,
@@ -78,6 +77,11 @@ def results() -> dict[str, Any]:
         "runs": [run(t, m, s) for t in ("task <a>", "task b") for m in METHODS for s in (4, 3)],
         "summary": [summary(m, mean) for m, mean in zip(METHODS, means, strict=True)],
     }
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    return example()
 
 
 class Page(HTMLParser):

@@ -86,7 +86,7 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 main { max-width: 76rem; margin: 0 auto; padding: 1.5rem clamp(0.9rem, 3vw, 2rem) 3rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 0.5rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
 h3 { font-size: 1rem; margin: 0.75rem 0 0; }
 p { max-width: 48rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
