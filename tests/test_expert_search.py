@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def logs(kind: str, peak: float, steps: int = 50) -> torch.Tensor:
 
 def finished(val_loss: torch.Tensor, losses: torch.Tensor) -> ScheduledRuns:
     """Runs of known validation losses, ``(r,)``."""
-    scores = {"val": (val_loss, torch.zeros_like(val_loss))}
-    return ScheduledRuns(losses, scores, torch.empty(len(losses), 0))
+    trainee = SimpleNamespace(evaluate=lambda split: (val_loss, torch.zeros_like(val_loss)))
+    return ScheduledRuns(trainee, losses, torch.empty(len(losses), 0))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +62,10 @@ def test_runs_follow_their_schedules(tiny_task):
     runs = run_schedules(tiny_task, rates)
 
     assert runs.losses.shape == (2, total)
-    assert list(runs.scores) == ["val"]
-    val_loss, _ = runs.scores["val"]
+    val_loss, _ = runs.trainee.evaluate("val")
     watched = run_schedules(tiny_task, rates, watch=(7, total)).watched
     shorter = replace(tiny_task, spec=replace(tiny_task.spec, total_steps=7))
-    cut = run_schedules(shorter, [lrs[:7] for lrs in rates]).scores["val"][0]
+    cut = run_schedules(shorter, [lrs[:7] for lrs in rates]).trainee.evaluate("val")[0]
     torch.testing.assert_close(watched, torch.stack([cut, val_loss], 1), rtol=1e-4, atol=0.0)
 
     for run, lrs in enumerate(rates):
@@ -93,7 +93,7 @@ def test_the_best_run_is_the_best(tiny_task, tmp_path):
     best = schedule(found.kinds[found.best], tiny_task.spec.total_steps, found.peaks[found.best])
 
     runs = run_schedules(tiny_task, [best])
-    assert runs.scores["val"][0].item() == pytest.approx(found.reference, rel=1e-3)
+    assert runs.trainee.evaluate("val")[0].item() == pytest.approx(found.reference, rel=1e-3)
 
 
 def test_a_search_in_parts_goes_on_where_it_was_stopped(tiny_task, tmp_path, monkeypatch):

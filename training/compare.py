@@ -19,8 +19,8 @@ from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import Task, load_data
-from lrenv.training.expert_search import SearchResult
+from lrenv.trainees.tasks import Task
+from lrenv.training.expert_search import SearchResult, run_schedules
 from lrenv.training.metrics import Utility, utilities
 from lrenv.training.peers import SCALES, effective_lr, get_peer
 from lrenv.training.records import MATCHED, TUNED, RunRecord, make_record
@@ -180,11 +180,10 @@ def _run_schedules(
     """Train schedules, given by label, expert and peak, in lockstep."""
     total = task.spec.total_steps
     rates = torch.tensor([schedule(kind, total, top) for _, kind, top in plans])
-    runs = [
-        run
-        for part in rates.split(task.spec.lockstep or len(rates))
-        for run in _train_lockstep(task, part)
-    ]
+    runs: list[tuple[Tensor, Tensor, _Scores]] = []
+    for part in rates.split(task.spec.lockstep or len(rates)):
+        found = run_schedules(task, part, _watched(total))
+        runs += zip(found.losses, found.watched, _scores(found.trainee), strict=True)
     records = []
     for (label, kind, top), lrs, (losses, vals, scores) in zip(plans, rates, runs, strict=True):
         labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)
@@ -193,19 +192,6 @@ def _run_schedules(
         )
         records.append(replace(record, val_steps=_watched(total), **scores.extras))
     return records
-
-
-def _train_lockstep(task: Task, rates: Tensor) -> list[tuple[Tensor, Tensor, _Scores]]:
-    """Train a run under each row of LRs ``(r, T)``: its losses, validation losses and scores."""
-    n_runs, total = rates.shape
-    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-    watched, losses, vals = _watched(total), [], []
-    for step in range(total):
-        losses.append(trainee.backward())
-        trainee.update(rates[:, step])
-        if step + 1 in watched:
-            vals.append(trainee.evaluate("val")[0])
-    return list(zip(torch.stack(losses, 1), torch.stack(vals, 1), _scores(trainee), strict=True))
 
 
 @dataclass(frozen=True)

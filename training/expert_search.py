@@ -16,7 +16,6 @@ from torch import Tensor
 from lrenv.errors import InputError
 from lrenv.files import cache_folder
 from lrenv.policies.experts import TUNED_KINDS, schedule
-from lrenv.trainees.base import Split
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
@@ -171,7 +170,7 @@ def _train_in_parts(
     done = [(val, train) for val, train in kept["done"]] if known else []
     while len(done) < len(rates):
         runs = run_schedules(task, rates[len(done) : len(done) + size])
-        losses = torch.stack([runs.scores["val"][0], runs.losses.mean(1)], 1)
+        losses = torch.stack([runs.trainee.evaluate("val")[0], runs.losses.mean(1)], 1)
         done += [(v, t) for v, t in torch.nan_to_num(losses, torch.inf, torch.inf).tolist()]
         if len(done) < len(rates):
             write_json(path, {**head, "done": done})
@@ -184,48 +183,33 @@ class ScheduledRuns:
     """Runs of a task under given schedules.
 
     Attributes:
+        trainee: The trained runs.
         losses: Training loss of every step, ``(runs, total_steps)``.
-        scores: Final loss and accuracy on each split that was asked for, ``(runs,)`` each.
         watched: Validation losses behind the steps that were asked for, ``(runs, len(watch))``.
     """
 
+    trainee: BatchedTrainee
     losses: Tensor
-    scores: dict[Split, tuple[Tensor, Tensor]]
     watched: Tensor
 
 
 def run_schedules(
-    task: Task,
-    schedules: Sequence[Sequence[float]],
-    splits: Sequence[Split] = ("val",),
-    watch: Sequence[int] = (),
+    task: Task, schedules: Sequence[Sequence[float]] | Tensor, watch: Sequence[int] = ()
 ) -> ScheduledRuns:
-    """Train one run of a task under each schedule, all with the same seed.
+    """Train one run of a task under each schedule, in lockstep and all with the same seed.
 
     Args:
         task: The task.
-        schedules: LR of every step, for each run.
-        splits: Splits to evaluate the trained runs on.
+        schedules: LR of every step, for each run, ``(runs, total_steps)``.
         watch: Numbers of steps, rising, behind which the validation loss is taken.
     """
-    losses: list[Tensor] = []
-    watched: list[Tensor] = []
-    scores: dict[Split, list[tuple[Tensor, Tensor]]] = {split: [] for split in splits}
-    for rates in torch.tensor(schedules).split(task.spec.lockstep or len(schedules)):
-        n_runs = len(rates)
-        trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-        steps, vals = [], [torch.empty(n_runs, 0)]
-        for step in range(task.spec.total_steps):
-            steps.append(trainee.backward())
-            trainee.update(rates[:, step])
-            if step + 1 in watch:
-                vals.append(trainee.evaluate("val")[0][:, None])
-        losses.append(torch.stack(steps, 1))
-        watched.append(torch.cat(vals, 1))
-        for split in splits:
-            scores[split].append(trainee.evaluate(split))
-    joined = {
-        split: (torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
-        for split, rows in scores.items()
-    }
-    return ScheduledRuns(torch.cat(losses), joined, torch.cat(watched))
+    rates = torch.as_tensor(schedules)
+    n_runs = len(rates)
+    trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
+    losses, vals = [], [torch.empty(n_runs, 0)]
+    for step in range(task.spec.total_steps):
+        losses.append(trainee.backward())
+        trainee.update(rates[:, step])
+        if step + 1 in watch:
+            vals.append(trainee.evaluate("val")[0][:, None])
+    return ScheduledRuns(trainee, torch.stack(losses, 1), torch.cat(vals, 1))

@@ -160,8 +160,8 @@ def _peaks(records: Sequence[TrialRecord], name: Callable[[TrialRecord], str]) -
 
 
 def _table(records: Sequence[TrialRecord]) -> str:
-    heads = ("policy", "task", "seed", "status", "validation loss", "steps", "seconds")
-    heads = (*heads, "sweep", "created", "message")
+    heads = ["policy", "task", "seed", "status", "validation loss", "steps", "seconds"]
+    heads += ["sweep", "created", "message"]
     rows = (
         (
             record.policy,
