@@ -39,7 +39,6 @@ from lrenv.training.runfolder import read_state, write_state
 from lrenv.training.settings import GeneralistSettings
 
 WORST_RETURN = -2.0
-_LEAST_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,22 @@ def advantages(values: Tensor, returns: Tensor, mask: Tensor, lam: float) -> Ten
     return out
 
 
-def centre_in_groups(gains: Tensor, group: Tensor) -> Tensor:
-    """Take the group's mean at each decision off the advantages, and scale them.
+def centre_in_groups(gains: Tensor, group: Tensor, floor: float = 0.02) -> Tensor:
+    """Take the group's mean at each decision off the advantages, and divide by its deviation.
 
-    What the critic misjudges about a task is the same for all runs of a group and falls out. Groups
-    are divided by their deviation, but at least by that of the whole batch: tasks on which nothing
-    is to be gained weigh little, and none dominates.
+    What the critic misjudges about a task is the same for all runs of a group and falls out.
 
     Args:
         gains: Advantages, ``(r, t)``, 0 behind the end of a run; a group's runs are equally long.
         group: The group of each run, ``(r,)``.
+        floor: Least deviation, so that groups without differences stay small.
     """
     out = torch.empty_like(gains)
-    deviations = {}
-    for number in group.unique().tolist():
+    for number in group.unique():
         rows = gains[group == number]
         real = (rows != 0).any(0)
         rows = rows - rows.mean(0)
-        out[group == number] = rows
-        deviations[number] = rows[:, real].square().mean().sqrt()
-    least = (
-        torch.stack(list(deviations.values())).square().mean().sqrt().clamp_min(_LEAST_DEVIATION)
-    )
-    for number, deviation in deviations.items():
-        out[group == number] /= torch.maximum(deviation, least)
+        out[group == number] = rows / rows[:, real].square().mean().sqrt().clamp_min(floor)
     return out
 
 

@@ -37,7 +37,7 @@ class GeneralistSettings:
         "brief",
         "wide",
         "balanced",
-    ] = "balanced"
+    ] = "wide"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
