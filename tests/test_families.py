@@ -162,6 +162,16 @@ def test_wide_tasks_add_regression_few_examples_few_classes_and_brief_runs():
         assert trainee.backward().isfinite()
 
 
+def test_balanced_tasks_are_of_all_families_and_a_quarter_plain():
+    tasks = [training_task(i, "balanced") for i in range(96)]
+
+    assert tasks[::4] == [training_task(i, "plain") for i in range(24)]
+    assert tasks[1::8] == [training_task(i, "convnet") for i in range(12)]
+    assert tasks[2::12] == [training_task(i, "regression") for i in range(8)]
+    assert tasks[15::16] == [training_task(i, "brief") for i in range(6)]
+    assert len({task.key() for task in tasks}) == 96
+
+
 def test_unknown_family():
     with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed, "):
         training_task(0, "hard")
