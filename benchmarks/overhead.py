@@ -2,8 +2,8 @@
 
 The same run under a constant LR, torch's cosine, ``LearnedLR`` and the adaptive methods. For time,
 all train side by side, a step each in turn, and the process's own time is taken, so that it matters
-little what else the machine does; loading the policy is not counted. For memory, each trains in a process of its own, whose peak
-is read.
+little what else the machine does; loading the policy is not counted. For memory, each trains in a
+process of its own, whose peak is read.
 """
 
 from __future__ import annotations
