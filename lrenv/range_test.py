@@ -26,8 +26,8 @@ BELOW_BEST = 5.5
 tuned peak on training tasks, see benchmarks/range_test.py."""
 
 ABOVE_GRID = 1.3
-"""The suggestion of a grid is that much above the LR of its lowest loss, likewise; a whole run
-takes a little more than a short one."""
+"""The suggestion of a grid is that much above the lowest point of its losses, likewise, as far as
+the LRs train; a whole run takes a little more than a short one."""
 
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
@@ -254,7 +254,8 @@ def _suggest(lrs: list[float], losses: list[float], best: int, mode: str) -> tup
         return lrs[best], "the LR whose short run ended lowest, at the edge of those that trained"
     below, least, above = losses[best - 1 : best + 2]
     shift = 0.5 * (below - above) / (below - 2 * least + above)
-    return lrs[best] * (lrs[1] / lrs[0]) ** shift * ABOVE_GRID, (
+    lr = lrs[best] * (lrs[1] / lrs[0]) ** shift * ABOVE_GRID
+    return min(lr, lrs[len(losses) - 1]), (
         f"{ABOVE_GRID:g} times, the usual distance to the best peak, the lowest point of a "
         "parabola through the LR whose short run ended lowest and those beside it"
     )

@@ -157,6 +157,7 @@ def test_trials_are_shown_on_a_page(place, tmp_path):
         database.add(
             [trial("a", seed=1, policy=long), trial("b", seed=5, policy="<i>", metrics={})]
         )
+        database.add([trial("c", curve={"lr": [0.5]})])
 
     assert show_trials(settings) == path
     text = path.read_text()

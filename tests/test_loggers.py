@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,17 +17,17 @@ from test_hosts import Module, fit, hf_trainer
 from lrenv import LearnedLR
 from lrenv.huggingface import use_learned_lr
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
 
 @pytest.fixture
 def mlflow_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = (tmp_path / "mlruns").as_uri()
     mlflow.set_tracking_uri(folder)
     yield folder
     while mlflow.active_run():
         mlflow.end_run()
+    mlflow.set_tracking_uri("")
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_lightning_logs_the_learned_lr(
     fit(module, tmp_path, logger=loggers, log_every_n_steps=1, callbacks=[monitor])
 
     chosen = lrs(module.scheduler)
-    rows = csv.DictReader((Path(table.log_dir) / "metrics.csv").open())
+    rows = csv.DictReader((Path(table.log_dir) / "metrics.csv").read_text().splitlines())
     logged = [float(row["lr-AdamW"]) for row in rows if row["lr-AdamW"]]
     assert logged == pytest.approx(chosen, rel=1e-4)
     assert tensorboard_values(Path(board.log_dir), "lr-AdamW") == pytest.approx(chosen, rel=1e-4)

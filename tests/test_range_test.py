@@ -64,6 +64,15 @@ def test_a_grid_suggests_a_little_more_than_the_lowest_point_between_its_lrs():
     assert found.lrs[2] < found.suggestion / ABOVE_GRID < found.lrs[3]
 
 
+def test_a_grid_suggests_no_lr_beyond_those_that_train():
+    model = Bowl(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    found = range_test(model, optimizer, ONES, low=0.9, high=1.15, mode="grid", steps=6, points=5)
+
+    assert found.best < found.lrs[-1]
+    assert found.suggestion == found.lrs[-1]
+
+
 def small_job() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
     torch.manual_seed(0)
     layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3)

@@ -184,6 +184,7 @@ def _run_schedules(
     for part in rates.split(task.spec.lockstep or len(rates)):
         found = run_schedules(task, part, _watched(total))
         runs += zip(found.losses, found.watched, _scores(found.trainee), strict=True)
+        del found  # The next ones need the memory.
     records = []
     for (label, kind, top), lrs, (losses, vals, scores) in zip(plans, rates, runs, strict=True):
         labels = (name, label, f"{kind}, peak {top:.3g}", task.seed)

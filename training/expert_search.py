@@ -171,6 +171,7 @@ def _train_in_parts(
     while len(done) < len(rates):
         runs = run_schedules(task, rates[len(done) : len(done) + size])
         losses = torch.stack([runs.trainee.evaluate("val")[0], runs.losses.mean(1)], 1)
+        del runs  # The next ones need the memory.
         done += [(v, t) for v, t in torch.nan_to_num(losses, torch.inf, torch.inf).tolist()]
         if len(done) < len(rates):
             write_json(path, {**head, "done": done})
@@ -200,7 +201,8 @@ def run_schedules(
 
     Args:
         task: The task.
-        schedules: LR of every step, for each run, ``(runs, total_steps)``.
+        schedules: LR of every step, for each run, ``(runs, total_steps)``; at most as many runs as
+            the task's specification lets train in lockstep.
         watch: Numbers of steps, rising, behind which the validation loss is taken.
     """
     rates = torch.as_tensor(schedules)

@@ -101,7 +101,7 @@ def _table(records: Sequence[TrialRecord]) -> str:
     rows = (
         (
             str(record.parameters["index"]),
-            record.policy,
+            f"{record.policy_kind}: {record.policy}",
             record.status,
             figure(record.metrics.get("val_loss")),
             str(record.steps),

@@ -128,7 +128,7 @@ def figure(value: float | None, digits: str = ".4g") -> str:
 
 
 def _line(record: TrialRecord, column: str, name: Callable[[TrialRecord], str], **how: Any) -> Any:
-    if not record.curve.get(column):
+    if not (record.curve.get(column) and record.curve.get("step")):
         return None
     x, y = thin(record.curve["step"], record.curve[column])
     return go.Scatter(x=x, y=y, name=escape(name(record)), mode="lines", connectgaps=True, **how)
