@@ -164,7 +164,7 @@ def test_trials_are_shown_on_a_page(place, tmp_path):
     assert "COS 0.1, seed 1" in text
     assert "<td>&lt;i&gt;</td>" in text
     assert "<td>none</td>" in text
-    assert "Without learning rates or a finite loss: 1." in text
+    assert "Without learning rates or a finite loss above 0: 1." in text
 
 
 def test_query_finds_a_trainee_like_this_one(place, capsys):

@@ -66,7 +66,11 @@ def list_trials(settings: DatabaseListSettings) -> list[TrialRecord]:
 
 
 def show_trials(settings: DatabaseShowSettings) -> Path:
-    """Write the page of the newest trials, and return its path."""
+    """Write the page of the newest trials, and return its path.
+
+    Raises:
+        InputError: There is no such database, or no trial that fits.
+    """
     _check_number("limit", settings.limit)
     with _existing(settings.database) as database:
         trials, name = _chosen(database, settings, curves=True), database.name

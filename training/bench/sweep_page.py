@@ -15,7 +15,14 @@ from plotly.offline import get_plotlyjs
 from lrenv.files import write_atomic
 from lrenv.training.bench.database import TrialRecord
 from lrenv.training.bench.sweep import Sweep
-from lrenv.training.bench.trials_page import curves, figure, peak, policies_of, short_policy, table
+from lrenv.training.bench.trials_page import (
+    curves,
+    number_cell,
+    peak,
+    policies_of,
+    short_policy,
+    table,
+)
 from lrenv.training.report_page import simple_page
 
 _SHOWN = 8
@@ -47,7 +54,7 @@ def write_sweep_page(path: Path, sweep: Sweep, records: Sequence[TrialRecord]) -
     text = f"{len(records)} trials on {sweep.task}, {sweep.total_steps} steps a run; least {kind}"
     body = _BODY.substitute(
         library=get_plotlyjs(),
-        text=escape(f"{text}: {done[0].policy}." if done else f"{text}. None came to its end."),
+        text=escape(f"{text}: {_long(done[0])}." if done else f"{text}. None came to its end."),
         coordinates=_coordinates(sweep, done, kind),
         rates=curves(done[:_SHOWN], "lr", "learning rate, log scale", _short),
         losses=curves(done[:_SHOWN], "val_loss", "validation loss, log scale", _short),
@@ -56,6 +63,10 @@ def write_sweep_page(path: Path, sweep: Sweep, records: Sequence[TrialRecord]) -
     page = simple_page(f"Sweep: {sweep.task}", body)
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
+
+
+def _long(record: TrialRecord) -> str:
+    return f"{record.policy_kind}: {record.policy}"
 
 
 def _short(record: TrialRecord) -> str:
@@ -101,11 +112,11 @@ def _table(records: Sequence[TrialRecord]) -> str:
     rows = (
         (
             str(record.parameters["index"]),
-            f"{record.policy_kind}: {record.policy}",
+            _long(record),
             record.status,
-            figure(record.metrics.get("val_loss")),
+            number_cell(record.metrics.get("val_loss")),
             str(record.steps),
-            figure(record.seconds, ".1f"),
+            number_cell(record.seconds, ".1f"),
             record.error,
         )
         for record in records

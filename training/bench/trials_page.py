@@ -43,9 +43,10 @@ def write_trials_page(path: Path, title: str, records: Sequence[TrialRecord]) ->
     ranked = sorted(records, key=_loss)
     tasks = {record.task for record in records}
     name = trial_name if len(tasks) == 1 else lambda r: f"{trial_name(r)}, {r.task}"
-    best, others = ranked[:_NAMED], ranked[_NAMED:]
+    best = [record for record in ranked[:_NAMED] if math.isfinite(_loss(record))]
+    others = ranked[len(best) :]
     named = f"The {len(best)} with the lowest validation loss have names; click one to hide it."
-    points = [record for record in ranked if _highest(record) and math.isfinite(_loss(record))]
+    points = [record for record in ranked if _highest(record) and 0 < _loss(record) < math.inf]
     body = _BODY.substitute(
         library=get_plotlyjs(),
         text=escape(f"Trials: {len(records)}, tasks: {len(tasks)}."),
@@ -53,7 +54,7 @@ def write_trials_page(path: Path, title: str, records: Sequence[TrialRecord]) ->
         rates=curves(best, "lr", "learning rate, log scale", name, others),
         losses=curves(best, "val_loss", "validation loss, log scale", name, others),
         peaks=_peaks(points, name),
-        missing=f"Without learning rates or a finite loss: {len(records) - len(points)}.",
+        missing=f"Without learning rates or a finite loss above 0: {len(records) - len(points)}.",
         table=_table(ranked),
     )
     write_atomic(path, lambda temporary: temporary.write_text(simple_page(title, body), "utf-8"))
@@ -122,7 +123,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def figure(value: float | None, digits: str = ".4g") -> str:
+def number_cell(value: float | None, digits: str = ".4g") -> str:
     """A number as a cell; a missing one is said."""
     return "none" if value is None else f"{value:{digits}}"
 
@@ -160,17 +161,18 @@ def _peaks(records: Sequence[TrialRecord], name: Callable[[TrialRecord], str]) -
 
 
 def _table(records: Sequence[TrialRecord]) -> str:
-    heads = ["policy", "task", "seed", "status", "validation loss", "steps", "seconds"]
+    heads = ["kind", "policy", "task", "seed", "status", "validation loss", "steps", "seconds"]
     heads += ["sweep", "created", "message"]
     rows = (
         (
+            record.policy_kind,
             record.policy,
             record.task,
             str(record.seed),
             record.status,
-            figure(record.metrics.get("val_loss")),
+            number_cell(record.metrics.get("val_loss")),
             str(record.steps),
-            figure(record.seconds, ".1f"),
+            number_cell(record.seconds, ".1f"),
             record.sweep,
             record.created[:19].replace("T", " "),
             record.error,
