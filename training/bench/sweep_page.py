@@ -66,7 +66,7 @@ def write_sweep_page(path: Path, sweep: Sweep, records: Sequence[TrialRecord]) -
 
 
 def _long(record: TrialRecord) -> str:
-    return f"{record.policy_kind}: {record.policy}"
+    return f"learned: {record.policy}" if record.policy_kind == "learned" else record.policy
 
 
 def _short(record: TrialRecord) -> str:
