@@ -43,6 +43,9 @@ class LearnedLR(LRScheduler):
         scheduler.step(loss)
     ```
 
+    Behind a warm-up, in torch's ``SequentialLR``, it takes over the model as it then is; hand it its
+    losses by :meth:`report`.
+
     In a distributed job (DDP, FSDP by ``fully_shard``) every process makes one and calls it at the
     same steps; the LR is the same in all of them.
 
@@ -144,6 +147,7 @@ class LearnedLR(LRScheduler):
         if self._unreported:
             self._advance()
         elif self._step_count == 1:
+            self.last_epoch = 0
             self._apply()
 
     def report(
@@ -155,7 +159,8 @@ class LearnedLR(LRScheduler):
             loss: Training loss, a scalar, as in :meth:`step`.
             val_loss: Validation loss, a scalar.
         """
-        self._reports.add(loss, val_loss)
+        if not self._waiting:
+            self._reports.add(loss, val_loss)
 
     @property
     def multipliers(self) -> list[float] | None:
@@ -205,6 +210,7 @@ class LearnedLR(LRScheduler):
             "made_for": self._made_for,
             **self._reports.state_dict(),
             "step_count": self._step_count,
+            "last_epoch": self.last_epoch,
             "base_lrs": list(self.base_lrs),
             "layerwise": self._layerwise and self._layerwise.state_dict(),
         }
@@ -246,13 +252,14 @@ class LearnedLR(LRScheduler):
         self.base_lrs = list(state_dict["base_lrs"])
         if self._layerwise:
             self._layerwise.load_state_dict(state_dict["layerwise"])
-        self.last_epoch = self.controller.step
+        self.last_epoch = state_dict["last_epoch"]
         if self._rollback:
             self._rollback.reset()
         self._overrun = False
         if new_length is not None:
             self.set_total_steps(new_length)
-        self._apply()
+        if not self._waiting:
+            self._apply()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy; its optimizer is a copy too, without our hooks."""
@@ -261,6 +268,8 @@ class LearnedLR(LRScheduler):
 
     def before_step(self, loss: Any = None) -> None:
         """Measure the gradients; called within ``optimizer.step()``."""
+        if self._waiting:
+            return
         new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
         for group in new_groups:
             group["initial_lr"] = float(group["lr"])
@@ -280,9 +289,16 @@ class LearnedLR(LRScheduler):
 
     def after_step(self) -> None:
         """Measure the update; called within ``optimizer.step()``."""
+        if self._waiting:
+            return
         if self.controller.measuring:
             self.controller.after_update(_as_runs(self._parameters()))
         self._unreported = True
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether torch's SequentialLR has it wait for its turn."""
+        return self.last_epoch < 0
 
     def _parameters(self) -> list[Tensor]:
         """The measured parameters: those with a gradient at the first measured step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def optimizer_steps(model: nn.Module, optimizer: torch.optim.Optimizer, n: int =
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    scheduler: LearnedLR,
+    scheduler: LearnedLR | SimpleNamespace,
     steps: range,
 ) -> list[float]:
     lrs = []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from jobs import STEPS, make_policy, optimizer_steps, scheduled, small_job, train
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from lrenv import InputError, LearnedLR, LRScheduleEnv
 from lrenv.policies.frozen import FrozenPolicy
@@ -251,3 +253,52 @@ def test_sparse_gradients_and_empty_parameters(policy: FrozenPolicy) -> None:
         runs.append([d["lr"] for d in scheduler.decisions])
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert len(set(runs[0])) > 10
+
+
+WARM = 12
+
+
+def behind_a_warmup(policy: FrozenPolicy) -> tuple[nn.Module, torch.optim.Optimizer, SequentialLR]:
+    model, optimizer = small_job()
+    warmup = LinearLR(optimizer, 0.1, total_iters=WARM)
+    parts = [warmup, LearnedLR(optimizer, STEPS - WARM, policy)]
+    return model, optimizer, SequentialLR(optimizer, parts, [WARM])
+
+
+def train_behind_a_warmup(
+    model: nn.Module, optimizer: torch.optim.Optimizer, whole: SequentialLR, steps: range
+) -> list[float]:
+    def after(loss: Tensor) -> None:
+        whole._schedulers[1].report(loss)
+        whole.step()
+
+    return train(model, optimizer, SimpleNamespace(step=after), steps)
+
+
+def test_behind_a_warmup_it_starts_from_the_model_as_it_then_is(policy: FrozenPolicy) -> None:
+    whole = behind_a_warmup(policy)
+    lrs = train_behind_a_warmup(*whole, range(STEPS))
+
+    model, optimizer = small_job()
+    warmup = LinearLR(optimizer, 0.1, total_iters=WARM)
+    warm = SimpleNamespace(step=lambda loss: warmup.step())
+    expected = train(model, optimizer, warm, range(WARM))
+    alone = LearnedLR(optimizer, STEPS - WARM, policy)
+    expected += train(model, optimizer, alone, range(WARM, STEPS))
+    assert lrs == expected
+    assert len(set(lrs)) > 2 * WARM
+    assert whole[2]._schedulers[1].decisions == alone.decisions
+    assert alone.controller.done
+
+
+@pytest.mark.parametrize("stop", [5, WARM, 30])
+def test_a_run_with_a_warmup_resumes_exactly(policy: FrozenPolicy, stop: int) -> None:
+    model, optimizer, whole = behind_a_warmup(policy)
+    lrs = train_behind_a_warmup(model, optimizer, whole, range(STEPS))
+
+    parts = behind_a_warmup(policy)
+    first = train_behind_a_warmup(*parts, range(stop))
+    resumed = behind_a_warmup(policy)
+    for part, new in zip(parts, resumed, strict=True):
+        new.load_state_dict(part.state_dict())
+    assert first + train_behind_a_warmup(*resumed, range(stop, STEPS)) == lrs

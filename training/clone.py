@@ -106,6 +106,13 @@ def demonstrate(
     return out
 
 
+def demonstrated_tasks(settings: GeneralistSettings) -> dict[int, Task]:
+    """The tasks of a round by their numbers."""
+    tasks = {i: training_task(i, settings.family) for i in range(settings.tasks)}
+    longest = settings.longest_demonstration
+    return {i: task for i, task in tasks.items() if task.spec.total_steps <= longest}
+
+
 def collect(
     folder: Path,
     round_: int,
@@ -114,16 +121,16 @@ def collect(
     workers: Workers = IN_PROCESS,
 ) -> Demonstrations:
     """Gather the demonstrations of a round, one file a chunk of tasks, skipping those there."""
+    tasks = demonstrated_tasks(settings)
     chunks = {
-        folder / "demonstrations" / f"round{round_}-{start}.safetensors": range(
-            start, min(start + _CHUNK, settings.tasks)
-        )
-        for start in range(0, settings.tasks, _CHUNK)
+        folder / "demonstrations" / f"round{round_}-{start}.safetensors": [
+            i for i in range(start, start + _CHUNK) if i in tasks
+        ]
+        for start in sorted({i - i % _CHUNK for i in tasks})
     }
     missing = [i for path, chunk in chunks.items() if not path.exists() for i in chunk]
-    tasks = [training_task(i, settings.family) for i in missing]
-    seeds = [settings.seed * 10**6 + round_ * 10**4 + i for i in missing]
-    jobs = ((t, search_experts(t), seed) for t, seed in zip(tasks, seeds, strict=True))
+    seed = settings.seed * 10**6 + round_ * 10**4
+    jobs = ((tasks[i], search_experts(tasks[i]), seed + i) for i in missing)
     found = workers.starmap(demonstrate, jobs, actor, settings)
     parts = []
     for path in track(chunks, f"Demonstrations, round {round_ + 1} of {settings.rounds}"):

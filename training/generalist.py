@@ -20,7 +20,7 @@ from lrenv.policies.frozen import FrozenPolicy, build_actor, load_policy, save_p
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
 from lrenv.trainees.tasks import Task
-from lrenv.training.clone import clone
+from lrenv.training.clone import clone, demonstrated_tasks
 from lrenv.training.expert_search import search_all
 from lrenv.training.outcome_ppo import WORST_RETURN, OutcomePPO, evaluate_actor
 from lrenv.training.parallel import Workers
@@ -63,7 +63,8 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
-        search_all((tasks if settings.rounds else short) + selection + fresh, workers)
+        demonstrated = list(demonstrated_tasks(settings).values()) if settings.rounds else []
+        search_all([*dict.fromkeys(demonstrated + short), *selection, *fresh], workers)
         clone(folder, actor, settings, writer, workers, start)
         found = {"start": _measure(actor, selection, fresh, workers)}
         console.print(f"Start of PPO: {found['start']}")

@@ -56,6 +56,8 @@ class GeneralistSettings:
     """Optimizer steps of cloning a round."""
     last_clone_steps: int = 3000
     """Optimizer steps of cloning in the last round, whose clone PPO starts from."""
+    longest_demonstration: int = 5000
+    """Longest runs that are demonstrated, in optimizer steps."""
     clone_batch: int = 64
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
