@@ -43,7 +43,7 @@ class LearnedLR(LRScheduler):
         scheduler.step(loss)
     ```
 
-    Behind a warm-up, in torch's ``SequentialLR``, it takes over the model as it then is; hand it its
+    Behind a warm-up, in torch's ``SequentialLR``, it takes over the model as it then is; hand it the
     losses by :meth:`report`.
 
     In a distributed job (DDP, FSDP by ``fully_shard``) every process makes one and calls it at the

@@ -85,8 +85,11 @@ class GeneralistSettings:
     """Weight of the KL term to the clone."""
     target_kl: float = 0.02
     """Mean KL to the last policy at which an update ends."""
+    first_action_std: float = 0.125
+    """Deviation of the actions while training at the start of a run; ±1 is the largest change of
+    log LR."""
     action_std: float = 0.125
-    """Deviation of the actions while training; ±1 is the largest change of log LR."""
+    """Their deviation at its end."""
     noise_memory: float = 0.9
     """Correlation of the action noise at successive decisions; a policy undoes white noise."""
     average_decay: float = 0.95
