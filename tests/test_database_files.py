@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pyarrow as pa
 import pytest
@@ -28,6 +29,7 @@ from lrenv.training.bench.db_settings import (
     DatabaseShowSettings,
 )
 from lrenv.training.bench.exchange import export_trials, import_trials
+from lrenv.training.bench.trials_page import write_trials_page
 
 # One worker of pytest-xdist, hence one server.
 pytestmark = pytest.mark.xdist_group("postgresql")
@@ -165,6 +167,21 @@ def test_trials_are_shown_on_a_page(place, tmp_path):
     assert "<td>&lt;i&gt;</td>" in text
     assert "<td>none</td>" in text
     assert "Without learning rates or a finite loss above 0: 1." in text
+
+
+def test_each_task_has_its_best_trials_named(tmp_path):
+    path = tmp_path / "trials.html"
+    losses = {"easy": [0.1 * k for k in range(1, 10)], "hard": [7.0, 5.0, 6.0]}
+    trials = [t for key, values in losses.items() for t in of_task(key, {}, *values)]
+
+    text = write_trials_page(path, "Trials", trials).read_text()
+
+    rows = re.findall(r"<tr><td>[^<]*</td><td>([^<]*)</td><td>task (\w+)</td>", text)
+    firsts = [("FIX(0)", "easy"), ("FIX(1)", "hard"), ("FIX(1)", "easy"), ("FIX(2)", "hard")]
+    assert rows[:4] == firsts
+    assert rows[-1] == ("FIX(8)", "easy")
+    assert len(rows) == 12
+    assert "lowest validation loss of their task" in text
 
 
 def test_query_finds_a_trainee_like_this_one(place, capsys):

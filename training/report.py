@@ -6,7 +6,7 @@ A value that was not measured is ``None`` in the results; it is said, never draw
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.text import Text
 from lrenv.files import write_atomic
 from lrenv.training.metrics import NOTE
 from lrenv.training.report_curves import curve_plots
-from lrenv.training.report_page import PAGE, SCRIPT, STYLE
+from lrenv.training.report_page import PAGE, SCRIPT, STYLE, scroll_table, table_head
 from lrenv.training.report_plots import (
     ROW_HEIGHT,
     Row,
@@ -280,19 +280,6 @@ def introduction(results: Row) -> str:
     )
 
 
-def _head(titles: Iterable[str]) -> str:
-    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    return f"<thead><tr>{cells}</tr></thead>"
-
-
-def _scroll(label: str, kind: str, content: str) -> str:
-    # Relative, so that the texts for screen readers alone do not widen the page.
-    return (
-        f'<div class="scroll {kind}" style="position: relative" role="region" tabindex="0" '
-        f'aria-label="{label}"><table>{content}</table></div>'
-    )
-
-
 def _summary_html(
     results: Row, styles: Mapping[str, Style], columns: Sequence[Column], label: str
 ) -> str:
@@ -306,8 +293,8 @@ def _summary_html(
         cells = "".join(_cell(column.text(row), is_best(row, column, best)) for column in columns)
         name = f'<th scope="row">{styles[method].swatch()}{escape(method)}{badge}</th>'
         body.append(f'<tr class="{kind}">{name}{cells}</tr>')
-    head = _head(["Method", *(column.title for column in columns)])
-    return _scroll(label, "summary", f"{head}<tbody>{''.join(body)}</tbody>")
+    head = table_head(["Method", *(column.title for column in columns)])
+    return scroll_table(label, f"{head}<tbody>{''.join(body)}</tbody>", "summary")
 
 
 def _with_metrics(results: Row, styles: Mapping[str, Style]) -> str:
@@ -365,7 +352,8 @@ def _runs_html(results: Row) -> str:
         cells += _cell("yes" if run.get("diverged") else "no")
         rows.append(f'<tr><th scope="row">{escape(str(run["method"]))}</th>{text}{cells}</tr>')
     titles = ["Method", "Task", "Detail", *(column.title for column in RUNS), "Diverged"]
-    return _scroll("Every run", "runs", f"{_head(titles)}<tbody>{''.join(rows)}</tbody>")
+    content = f"{table_head(titles)}<tbody>{''.join(rows)}</tbody>"
+    return scroll_table("Every run", content, "runs")
 
 
 def _settings_html(results: Row) -> str:

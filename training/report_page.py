@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from string import Template
 
@@ -186,6 +187,27 @@ dark.addEventListener("change", draw);
 narrow.addEventListener("change", draw);
 draw();
 """
+
+
+def table_head(titles: Iterable[str]) -> str:
+    """The head of a table as HTML; titles are plain text."""
+    cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    return f"<thead><tr>{cells}</tr></thead>"
+
+
+def scroll_table(label: str, content: str, kind: str = "") -> str:
+    """A table that scrolls on a narrow page, also by keyboard.
+
+    Args:
+        label: What it holds, for screen readers.
+        content: Its head and rows, as HTML.
+        kind: A class of CSS.
+    """
+    # Relative, so that the texts for screen readers alone do not widen the page.
+    return (
+        f'<div class="scroll {kind}" style="position: relative" role="region" tabindex="0" '
+        f'aria-label="{label}"><table>{content}</table></div>'
+    )
 
 
 def simple_page(title: str, body: str) -> str:

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrenv.errors import InputError
-from lrenv.files import make_folder
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.bench.database import (
@@ -76,7 +75,6 @@ def show_trials(settings: DatabaseShowSettings) -> Path:
         trials, name = _chosen(database, settings, curves=True), database.name
     if not trials:
         raise InputError(f"Expected trials in {name} that fit, got none; ask for less.")
-    make_folder(settings.output.parent)
     path = write_trials_page(settings.output, f"Trials of {name}", trials)
     console.print(f"Page: {path.resolve()}", markup=False, soft_wrap=True)
     return path

@@ -11,7 +11,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from lrenv.files import write_atomic
-from lrenv.training.report_page import simple_page
+from lrenv.training.report_page import scroll_table, simple_page, table_head
 
 if TYPE_CHECKING:
     from lrenv.training.bench.monitor import RunState
@@ -223,8 +223,6 @@ def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
         words = f"{entry.get('guard') or ''}{back}"
         cells = f'<td>{shown}</td><td class="text">{escape(words)}</td>'
         rows.append(f'<tr><th scope="row">{escape(str(entry.get("step")))}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Step", "LR", "Guard"))
-    return (
-        f'<h2>Last decisions</h2>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    head = table_head(("Step", "LR", "Guard"))
+    table = scroll_table("Last decisions", f"{head}\n<tbody>{''.join(rows)}</tbody>")
+    return f"<h2>Last decisions</h2>\n{table}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,7 +18,7 @@ from lrenv.files import write_atomic
 from lrenv.policies.lrbench import Composition, LRPolicy, parse_policy
 from lrenv.training.bench.database import TrialRecord
 from lrenv.training.report_curves import thin
-from lrenv.training.report_page import simple_page
+from lrenv.training.report_page import scroll_table, simple_page, table_head
 from lrenv.training.run_report import figure_html
 
 _NAMED = 8
@@ -38,14 +39,16 @@ def write_trials_page(path: Path, title: str, records: Sequence[TrialRecord]) ->
     Args:
         path: The file to write.
         title: Its title, plain text.
-        records: The trials with their curves; names in the legend go to the best of them.
+        records: The trials with their curves; names in the legend go to the best of each task.
     """
-    ranked = sorted(records, key=_loss)
+    ranked = _ranked(records)
     tasks = {record.task for record in records}
     name = trial_name if len(tasks) == 1 else lambda r: f"{trial_name(r)}, {r.task}"
     best = [record for record in ranked[:_NAMED] if math.isfinite(_loss(record))]
     others = ranked[len(best) :]
-    named = f"The {len(best)} with the lowest validation loss have names; click one to hide it."
+    of_task = "" if len(tasks) == 1 else " of their task"
+    named = f"The {len(best)} with the lowest validation loss{of_task} have names; "
+    named += "click one to hide it."
     points = [record for record in ranked if _highest(record) and 0 < _loss(record) < math.inf]
     body = _BODY.substitute(
         library=get_plotlyjs(),
@@ -115,12 +118,8 @@ def curves(
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as HTML that scrolls on a narrow page; heads and cells are plain text."""
     lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Every trial">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return scroll_table("Every trial", f"{table_head(heads)}<tbody>{body}</tbody>")
 
 
 def number_cell(value: float | None, digits: str = ".4g") -> str:
@@ -133,6 +132,16 @@ def _line(record: TrialRecord, column: str, name: Callable[[TrialRecord], str], 
         return None
     x, y = thin(record.curve["step"], record.curve[column])
     return go.Scatter(x=x, y=y, name=escape(name(record)), mode="lines", connectgaps=True, **how)
+
+
+def _ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The best trial of each task first, then the second best; losses of tasks do not compare."""
+    by_loss, taken = sorted(records, key=_loss), Counter[str]()
+    places = []
+    for record in by_loss:
+        places.append(taken[record.task])
+        taken[record.task] += 1
+    return [by_loss[i] for i in sorted(range(len(places)), key=places.__getitem__)]
 
 
 def _loss(record: TrialRecord) -> float:
