@@ -1,5 +1,6 @@
 """Pages in a real browser: charts are drawn, nothing is reported on the console."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,10 +108,11 @@ def test_a_trial_is_hidden_by_its_name(browser, tmp_path: Path):
     page = browser.new_page()
     page.goto(path.as_uri())
     legend = page.locator(".js-plotly-plot").nth(1).locator(".legendtoggle").first
+    lines = page.locator(".js-plotly-plot").nth(1).locator(".scatterlayer .trace")
+    playwright.expect(lines).to_have_count(3)
     legend.click()
-    page.wait_for_timeout(600)
 
-    assert page.locator(".js-plotly-plot").nth(1).locator(".scatterlayer .trace").count() == 2
+    playwright.expect(lines).to_have_count(2)
     page.close()
 
 
@@ -128,14 +130,20 @@ def test_the_page_of_trials(visit, tmp_path: Path):
 
 
 def test_the_page_of_an_evaluation(visit, tmp_path: Path):
-    with visit(write_report(example(), tmp_path / "report.html")) as page:
+    results = example()
+    for run in results["runs"]:
+        run["curve"]["lr"] = [2.0 if run["task"] == "task b" else 1.0] * 4
+    with visit(write_report(results, tmp_path / "report.html")) as page:
         curves = page.locator("#lr-plot .scatterlayer .trace")
         assert page.locator(".js-plotly-plot").count() == 4
         assert curves.count() == len(METHODS)
 
         page.locator("[data-method]").first.press("Enter")
         assert curves.count() == len(METHODS) - 1
+        plot = page.locator("#lr-plot")
+        playwright.expect(plot).to_have_attribute("aria-label", re.compile("highest 1"))
         page.select_option("#task", index=1)
+        playwright.expect(plot).to_have_attribute("aria-label", re.compile("highest 2"))
         assert curves.count() == len(METHODS) - 1
 
 
