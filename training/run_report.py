@@ -81,12 +81,10 @@ def figure_html(
     title: str,
     log: bool = False,
     with_library: bool = False,
-    x_title: str | None = None,
+    x_title: str = "optimizer step",
+    log_x: bool = False,
 ) -> str:
-    """Draw a figure as HTML, over optimizer steps unless the x axis, logarithmic then, has a title.
-
-    One figure of a page brings the library.
-    """
+    """Draw a figure as HTML; one figure of a page brings the library."""
     from plotly import graph_objects as go
 
     figure = go.Figure(list(lines))
@@ -94,8 +92,8 @@ def figure_html(
         height=380,
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
         xaxis={
-            "title": x_title or "optimizer step",
-            "type": "log" if x_title else "linear",
+            "title": x_title,
+            "type": "log" if log_x else "linear",
             "gridcolor": _SOFT,
             "zeroline": False,
         },

@@ -165,8 +165,10 @@ def _peaks(records: Sequence[TrialRecord], name: Callable[[TrialRecord], str]) -
         )
         for kind in kinds
     ]
+    if not marks:
+        return "<p>None.</p>"
     title, x_title = "validation loss, log scale", "highest learning rate, log scale"
-    return figure_html(marks, title, log=True, x_title=x_title) if marks else "<p>None.</p>"
+    return figure_html(marks, title, log=True, x_title=x_title, log_x=True)
 
 
 def _table(records: Sequence[TrialRecord]) -> str:
