@@ -214,6 +214,23 @@ def test_cloning_goes_on_from_a_start(tmp_path, demonstrated, monkeypatch):
     assert torch.equal(weights(kept), weights(start.actor))
 
 
+def test_a_share_of_the_start_is_kept(tmp_path, demonstrated):
+    torch.manual_seed(7)
+    start = FrozenPolicy(Head("scale-free", len(FEATURES)), {"name": "start"})
+    found = {}
+    for share in (0.0, 1.0, 0.25, 0.25):  # the last one goes on from the files of the others
+        actor = new_actor()
+        settings = replace(SETTINGS, keep_start=share)
+        clone.clone(tmp_path, actor, settings, MagicMock(), start=start)
+        found.setdefault(share, []).append(weights(actor))
+
+    cloned = found[0.0][0]
+    assert torch.equal(found[1.0][0], weights(start.actor))
+    torch.testing.assert_close(found[0.25][0], 0.75 * cloned + 0.25 * weights(start.actor))
+    assert torch.equal(*found[0.25])
+    assert not torch.equal(cloned, weights(start.actor))
+
+
 def test_a_start_may_read_fewer_features():
     torch.manual_seed(7)
     few = [name for name in FEATURES if not name.startswith(("dog", "lc_"))]

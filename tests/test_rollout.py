@@ -15,7 +15,6 @@ from lrenv.policies.network import Head
 from lrenv.training.rollout import (
     VAL_COLUMNS,
     VALIDATE_EVERY,
-    Exploration,
     NetworkChoice,
     drop_signals,
     recovery_label,
@@ -117,24 +116,21 @@ def test_a_network_chooses_by_all_tokens_so_far(tiny_task):
     assert not rollout.actions.requires_grad
 
 
-@pytest.mark.parametrize(("left", "std"), [(1.0, 0.4), (0.5, 0.2 + 0.2 / 4), (0.0, 0.2)])
 @pytest.mark.parametrize("memory", [0.0, 0.9])
-def test_a_network_explores_with_noise_of_a_deviation_and_a_memory(memory, left, std):
+def test_a_network_explores_with_noise_of_a_deviation_and_a_memory(memory):
     torch.manual_seed(0)
     actor, token = Head("scale-free", len(FEATURES)).eval(), torch.randn(1, len(FEATURES))
-    token[:, FEATURES.index("left")] = 2 * left - 1
     many = token.expand(6_000, -1)
 
     def noise(seed: int) -> Tensor:
-        still = NetworkChoice(actor)
-        noisy = NetworkChoice(actor, Exploration(0.4, 0.2, memory), generator(seed))
+        still, noisy = NetworkChoice(actor), NetworkChoice(actor, 0.2, memory, generator(seed))
         rows = [noisy(many, None) - still(token, None) for _ in range(3)]
         return torch.stack(rows)
 
     rows = noise(0)
 
     assert rows.mean(1).tolist() == pytest.approx([0.0] * 3, abs=0.01)
-    assert rows.std(1).tolist() == pytest.approx([std] * 3, rel=0.03)
+    assert rows.std(1).tolist() == pytest.approx([0.2] * 3, rel=0.03)
     correlations = torch.corrcoef(rows)
     assert correlations[0].tolist() == pytest.approx([1.0, memory, memory**2], abs=0.03)
     assert torch.equal(rows, noise(0))

@@ -30,7 +30,6 @@ from lrenv.training.expert_search import search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.rollout import (
     VAL_COLUMNS,
-    Exploration,
     NetworkChoice,
     Rollout,
     drop_signals,
@@ -236,17 +235,17 @@ class OutcomePPO:
     def _actor_step(
         self, batch: Batch, old: Tensor, clone: Tensor, gains: Tensor
     ) -> dict[str, float]:
-        settings = self.settings
-        doubled_variance = 2 * exploration(settings).std(batch.tokens).square()
+        settings, std = self.settings, self.settings.action_std
         mean = self.actor(batch.tokens)
-        errors = (batch.actions - old).square() - (batch.actions - mean).square()
-        log_ratio = errors / doubled_variance
+        log_ratio = ((batch.actions - old).square() - (batch.actions - mean).square()) / (
+            2 * std**2
+        )
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
         surrogate = torch.minimum(ratio * gains, clipped * gains)
-        kl_clone = _masked_mean((mean - clone).square() / doubled_variance, batch.mask)
+        kl_clone = _masked_mean((mean - clone).square() / (2 * std**2), batch.mask)
         loss = settings.kl_clone * kl_clone - _masked_mean(surrogate, batch.mask)
-        moved = _masked_mean((mean - old).square() / doubled_variance, batch.mask).item()
+        moved = _masked_mean((mean - old).square() / (2 * std**2), batch.mask).item()
         return {
             "losses/policy": _step(loss, self.actor, self._actor_opt),
             "losses/approx_kl": moved,
@@ -254,15 +253,10 @@ class OutcomePPO:
         }
 
 
-def exploration(settings: GeneralistSettings) -> Exploration:
-    """The noise on the actions while training."""
-    return Exploration(settings.first_action_std, settings.action_std, settings.noise_memory)
-
-
 def roll_out_group(task: Task, seed: int, actor: Head, settings: GeneralistSettings) -> Rollout:
     """Roll out a group of runs of one task with noise, all given the same signals."""
     generator = torch.Generator().manual_seed(seed)
-    choose = NetworkChoice(actor, exploration(settings), generator)
+    choose = NetworkChoice(actor, settings.action_std, settings.noise_memory, generator)
     # One mask for the group, so that its runs differ in their schedules alone.
     mask = drop_signals(1, generator).expand(settings.group, -1)
     return roll_out(task, settings.group, choose, mask)

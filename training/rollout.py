@@ -25,7 +25,6 @@ VALIDATION_EXAMPLES = 256
 """Examples of the validation split that the policy's signal is computed on."""
 
 VAL_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("val_")]
-_LEFT = FEATURES.index("left")
 _OPTIMIZER_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("optimizer_")]
 
 Choose = Callable[[Tensor, Controller], Tensor]
@@ -95,50 +94,28 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
     return Rollout(tokens, torch.stack(actions, 1), torch.stack(lrs, 1), final)
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """Gaussian noise on actions that is correlated in time and falls over a run.
+class NetworkChoice:
+    """Chooses by an actor, with Gaussian noise that is correlated in time.
 
     A constant shift of the actions shifts the whole LR curve, whose effect on the outcome is much
     larger than that of white noise, which the policy undoes at the next decision (compare
-    Eberhard et al. 2023 on pink noise). Early on it may be large: which LR a run bears at all is
-    found there, and what it does to the outcome is made good later.
-
-    Attributes:
-        first: Deviation of the noise at the start of a run.
-        last: Its deviation at the end.
-        memory: Its correlation at successive decisions, of an AR(1) process.
-    """
-
-    first: float
-    last: float
-    memory: float
-
-    def std(self, tokens: Tensor) -> Tensor:
-        """Deviation of the noise at decisions with the tokens ``(..., f)``, ``(...)``.
-
-        It falls with the square of the fraction of the run that is left.
-        """
-        left = (tokens[..., _LEFT] + 1) / 2
-        return self.last + (self.first - self.last) * left.square()
-
-
-class NetworkChoice:
-    """Chooses by an actor, with noise where there is a source of it.
+    Eberhard et al. 2023 on pink noise).
 
     Args:
         actor: The actor.
-        exploration: The noise.
-        generator: Its source.
+        std: Deviation of the noise at any one decision.
+        memory: Its correlation at successive decisions, of an AR(1) process.
+        generator: Source of the noise; without one there is none.
     """
 
     def __init__(
         self,
         actor: Head,
-        exploration: Exploration | None = None,
+        std: float = 0.0,
+        memory: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._actor, self._exploration, self._generator = actor, exploration, generator
+        self._actor, self._std, self._memory, self._generator = actor, std, memory, generator
         self._cache: list[list[Tensor]] = []
         self._noise: Tensor | None = None
 
@@ -146,15 +123,14 @@ class NetworkChoice:
     def __call__(self, token: Tensor, controller: Controller) -> Tensor:
         """Return actions ``(r,)`` for the newest token ``(r, f)``."""
         mean = self._actor.step(token, self._cache)
-        if self._exploration is None:
+        if self._generator is None:
             return mean
         fresh = torch.randn(mean.shape, generator=self._generator)
         if self._noise is None:
             self._noise = fresh
         else:
-            memory = self._exploration.memory
-            self._noise = memory * self._noise + (1 - memory**2) ** 0.5 * fresh
-        return mean + self._exploration.std(token) * self._noise
+            self._noise = self._memory * self._noise + (1 - self._memory**2) ** 0.5 * fresh
+        return mean + self._std * self._noise
 
 
 def recovery_label(log_schedule: Tensor, controller: Controller) -> Tensor:

@@ -41,6 +41,8 @@ class GeneralistSettings:
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
+    keep_start: float = 0.0
+    """Share of the start's weights in the average with those of its clone."""
     hidden: tuple[str, ...] = ()
     """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 320
@@ -85,11 +87,8 @@ class GeneralistSettings:
     """Weight of the KL term to the clone."""
     target_kl: float = 0.02
     """Mean KL to the last policy at which an update ends."""
-    first_action_std: float = 0.125
-    """Deviation of the actions while training at the start of a run; ±1 is the largest change of
-    log LR."""
     action_std: float = 0.125
-    """Their deviation at its end."""
+    """Deviation of the actions while training; ±1 is the largest change of log LR."""
     noise_memory: float = 0.9
     """Correlation of the action noise at successive decisions; a policy undoes white noise."""
     average_decay: float = 0.95
