@@ -32,7 +32,10 @@ from lrenv.training.peers import get_peer
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import write_json
 
-STEPS = {"mlp-mnist": 2000, "resnet18-mnist": 200, "lora-llm": 60}
+STEPS = {"mlp-mnist": (2_000, 20_000), "resnet18-mnist": (200,), "lora-llm": (60,)}
+"""Lengths of the runs: a run has up to 80 decisions, however long it is."""
+
+MEMORY_STEPS = 40
 ADAPTIVE = ("lc", "gen", "hi-dlr", "alr")
 METHODS = ("constant", "cosine", "learned", *ADAPTIVE)
 _BOOTSTRAP = 2000
@@ -58,15 +61,17 @@ def main(settings: Settings) -> None:
         return
     rows = []
     for name in settings.trainees:
-        rows.append({"trainee": name, **_times(name), **_memories(name)})
-        write_json(settings.output, rows)
+        memories = _memories(name)
+        for steps in STEPS[name]:
+            rows.append({"trainee": name, **_times(name, steps), **memories})
+            write_json(settings.output, rows)
     table = Table("trainee", "method", "× time (95 %)", "peak memory", "× memory")
     for row in rows:
         for method in METHODS:
             low, high = row["interval"][method]
             megabytes = row["megabytes"]
             table.add_row(
-                f"{row['trainee']}, {1000 * row['seconds']:.1f} ms a step",
+                f"{row['trainee']}, {row['steps']} steps of {1000 * row['seconds']:.1f} ms",
                 method,
                 f"{row['time'][method]:.3f} ({low:.3f}–{high:.3f})",
                 f"{megabytes[method]:.0f} MiB",
@@ -75,11 +80,11 @@ def main(settings: Settings) -> None:
     console.print(table)
 
 
-def _times(name: str) -> dict[str, object]:
-    runs = {method: _run(name, method) for method in METHODS}
+def _times(name: str, steps: int) -> dict[str, object]:
+    runs = {method: _run(name, method, steps) for method in METHODS}
     spent: dict[str, list[float]] = {method: [] for method in METHODS}
     draw = random.Random(0)
-    for _ in track(range(STEPS[name]), name):
+    for _ in track(range(steps), name):
         for method in draw.sample(METHODS, len(METHODS)):
             began = time.process_time()
             runs[method]()
@@ -113,26 +118,26 @@ def _memories(name: str) -> dict[str, dict[str, float]]:
 
 
 def _peak_memory(name: str, method: str) -> float:
-    step = _run(name, method)
-    for _ in range(min(40, STEPS[name])):
+    step = _run(name, method, MEMORY_STEPS)
+    for _ in range(MEMORY_STEPS):
         step()
     # Not getrusage, whose peak is at least that of the process which started this one.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def _run(name: str, method: str) -> Callable[[], None]:
-    """A function that takes one optimizer step."""
-    task = build_task(name, STEPS[name], OptimizerSpec("adamw"))
+def _run(name: str, method: str, steps: int) -> Callable[[], None]:
+    """A function that takes one optimizer step of a run of that many."""
+    task = build_task(name, steps, OptimizerSpec("adamw"))
     trainee = build_trainee(task)
     if method in ADAPTIVE:
         peer = get_peer(method).start(trainee, usual_peak(task.spec.optimizer), 1.0)
         return lambda: _step(trainee, peer.after_step)
     if method == "learned":
-        learned = LearnedLR(trainee.optimizer, STEPS[name])
+        learned = LearnedLR(trainee.optimizer, steps)
         return lambda: _step(trainee, learned.step)
     if method == "cosine":
-        cosine = CosineAnnealingLR(trainee.optimizer, STEPS[name])
+        cosine = CosineAnnealingLR(trainee.optimizer, steps)
         return lambda: _step(trainee, lambda _: cosine.step())
     return lambda: _step(trainee, None)
 

@@ -6,6 +6,7 @@ with gradient g and second derivative h, and gives sensitive tensors small LRs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -86,8 +87,11 @@ class LCSensitivityLR(LRScheduler):
         due = self._taken % self.interval == 0
         if self.form == "curvature" and (self._taken + 1) % self.interval == 0 and not due:
             self._remember(params)
-        if due and all(_finite(p.grad) for p in params):
-            self.multipliers = bucket_multipliers(self._measure(params), self.normalize)
+        # What is not finite shows in the values, but for forms that cannot be computed then.
+        if due and (self.form == "frobenius" or all(_finite(p.grad) for p in params)):
+            values = self._measure(params)
+            if all(map(math.isfinite, values)):
+                self.multipliers = bucket_multipliers(values, self.normalize)
         self._set = [float(group["lr"]) for group in self.optimizer.param_groups]
         for group, lr, factor in zip(
             self.optimizer.param_groups, self._set, self.multipliers, strict=True
@@ -151,7 +155,8 @@ def bucket_multipliers(sensitivities: Sequence[float], normalize: bool = False) 
 
 def lc_frobenius(theta: Tensor, grad: Tensor) -> Tensor:
     """Lower bound of :func:`lrenv.statistics.lc_nuclear`, at least 1/√rank of it, a scalar."""
-    norm: Tensor = torch.linalg.vector_norm((theta * grad).square())
+    product = theta * grad
+    norm: Tensor = torch.linalg.vector_norm(product.square_())
     return norm
 
 
