@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -59,7 +60,7 @@ def main(settings: Settings) -> None:
     if settings.method:
         print(json.dumps(_peak_memory(settings.trainees[0], settings.method)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in settings.trainees:
         memories = _memories(name)
         for steps in STEPS[name]:
@@ -80,7 +81,7 @@ def main(settings: Settings) -> None:
     console.print(table)
 
 
-def _times(name: str, steps: int) -> dict[str, object]:
+def _times(name: str, steps: int) -> dict[str, Any]:
     runs = {method: _run(name, method, steps) for method in METHODS}
     spent: dict[str, list[float]] = {method: [] for method in METHODS}
     draw = random.Random(0)
