@@ -31,7 +31,9 @@ from lrenv.training.records import bootstrap_interval
 from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import GeneralistSettings
 
-TASKS = (30, 60, 125, 250, 500, 1000)
+TASKS = (40, 60, 140, 260, 500, 1000)
+"""Numbers of tasks, of whole files of demonstrations."""
+
 SIGNALS: dict[str, tuple[str, ...]] = {
     "losses": ("loss", "window_loss"),
     "validation": ("val_",),

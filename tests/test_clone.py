@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS, DecisionPlan
+from lrenv.errors import InputError
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.frozen import FrozenPolicy, build_actor
 from lrenv.policies.network import Head
+from lrenv.trainees.families import training_task
 from lrenv.training import clone
 from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
 from lrenv.training.expert_search import search_experts
@@ -174,6 +176,19 @@ def test_demonstrations_are_gathered_in_chunks_and_not_twice(tmp_path, demonstra
     assert torch.equal(first.tokens, again.tokens)
 
 
+def test_long_runs_are_not_demonstrated(tmp_path, demonstrated):
+    lengths = [training_task(i, SETTINGS.family).spec.total_steps for i in range(21)]
+    longest = sorted(lengths)[10]
+    short = [i for i, length in enumerate(lengths) if length <= longest]
+    found = collect(tmp_path, 0, None, replace(SETTINGS, longest_demonstration=longest))
+
+    assert demonstrated == short
+    assert 0 < len(short) < 21
+    assert len(found.tokens) == 2 * len(short)
+    with pytest.raises(InputError, match="Expected tasks of at most 4 steps, got none"):
+        collect(tmp_path, 0, None, replace(SETTINGS, longest_demonstration=4))
+
+
 def test_rounds_have_seeds_of_their_own(tmp_path, demonstrated):
     for round_ in range(2):
         collect(tmp_path, round_, None, replace(SETTINGS, seed=3))
@@ -212,23 +227,6 @@ def test_cloning_goes_on_from_a_start(tmp_path, demonstrated, monkeypatch):
     kept = new_actor()
     clone.clone(tmp_path, kept, replace(SETTINGS, rounds=0), MagicMock(), start=start)
     assert torch.equal(weights(kept), weights(start.actor))
-
-
-def test_a_share_of_the_start_is_kept(tmp_path, demonstrated):
-    torch.manual_seed(7)
-    start = FrozenPolicy(Head("scale-free", len(FEATURES)), {"name": "start"})
-    found = {}
-    for share in (0.0, 1.0, 0.25, 0.25):  # the last one goes on from the files of the others
-        actor = new_actor()
-        settings = replace(SETTINGS, keep_start=share)
-        clone.clone(tmp_path, actor, settings, MagicMock(), start=start)
-        found.setdefault(share, []).append(weights(actor))
-
-    cloned = found[0.0][0]
-    assert torch.equal(found[1.0][0], weights(start.actor))
-    torch.testing.assert_close(found[0.25][0], 0.75 * cloned + 0.25 * weights(start.actor))
-    assert torch.equal(*found[0.25])
-    assert not torch.equal(cloned, weights(start.actor))
 
 
 def test_a_start_may_read_fewer_features():

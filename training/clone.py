@@ -6,7 +6,6 @@ each state with the action that leads back to the tuned expert, and fits the act
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS
+from lrenv.errors import InputError
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
@@ -108,10 +108,19 @@ def demonstrate(
 
 
 def demonstrated_tasks(settings: GeneralistSettings) -> dict[int, Task]:
-    """The tasks of a round by their numbers."""
+    """The tasks of a round by their numbers.
+
+    Raises:
+        InputError: All of them are longer than those that are demonstrated.
+    """
     tasks = {i: training_task(i, settings.family) for i in range(settings.tasks)}
     longest = settings.longest_demonstration
-    return {i: task for i, task in tasks.items() if task.spec.total_steps <= longest}
+    found = {i: task for i, task in tasks.items() if task.spec.total_steps <= longest}
+    if not found:
+        raise InputError(
+            f"Expected tasks of at most {longest} steps, got none; raise longest_demonstration."
+        )
+    return found
 
 
 def collect(
@@ -152,12 +161,10 @@ def clone(
 ) -> None:
     """Train the actor by all rounds of cloning, from a start where there is one.
 
-    Goes on after the last complete round. A share of the start's weights may be kept: the average
-    of weights before and after fine-tuning does better than either (Wortsman et al. 2022).
+    Goes on after the last complete round.
     """
     if start:
         actor.start_from(start.actor)
-    before = copy.deepcopy(actor)
     data: list[Demonstrations] = []
     for round_ in range(settings.rounds):
         data.append(collect(folder, round_, actor if round_ or start else None, settings, workers))
@@ -167,9 +174,6 @@ def clone(
             continue
         fit(actor, Demonstrations.join(data), settings, round_, writer)
         write_state(path, actor.state_dict())
-    with torch.no_grad():
-        for now, old in zip(actor.parameters(), before.parameters(), strict=True):
-            now.lerp_(old, settings.keep_start)
 
 
 def fit(

@@ -41,8 +41,6 @@ class GeneralistSettings:
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
-    keep_start: float = 0.0
-    """Share of the start's weights in the average with those of its clone."""
     hidden: tuple[str, ...] = ()
     """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 320
