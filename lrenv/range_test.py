@@ -67,8 +67,8 @@ class RangeTest:
         """The suggestion and why."""
         stopped = f" Stopped early: {self.stopped}." if self.stopped else ""
         return (
-            f"Suggested peak LR: {self.suggestion:.2g} ({self.reason}). Lowest losses from "
-            f"{self.low:.2g} to {self.high:.2g}.{stopped}"
+            f"Suggested peak LR: {self.suggestion:.2g} ({self.reason}). Lowest losses at LRs "
+            f"from {self.low:.2g} to {self.high:.2g}.{stopped}"
         )
 
 
@@ -92,7 +92,7 @@ def range_test(
         model: The model.
         optimizer: Its optimizer; groups keep the ratios of their LRs, the first is the unit.
         batches: Batches, such as a DataLoader; they start again where they end.
-        loss: The loss of a batch; by default that of models that return one, as Hugging Face's do
+        loss: The loss of a batch, ``loss(model, batch)``; by default that of models that return one, as Hugging Face's do
             on a batch that is a mapping, and cross-entropy on one of inputs and labels.
         low: The lowest LR.
         high: The highest LR.
@@ -109,6 +109,8 @@ def range_test(
     """
     if mode not in ("sweep", "grid"):
         raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
+    if loss is not None and not callable(loss):
+        raise InputError(f"Expected loss to be a function of model and batch, got {loss!r}.")
     _check(low, high, steps, points, accumulate)
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]

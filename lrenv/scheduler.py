@@ -43,8 +43,9 @@ class LearnedLR(LRScheduler):
         scheduler.step(loss)
     ```
 
-    Behind a warm-up, in torch's ``SequentialLR``, it takes over the model as it then is; hand it
-    the losses by :meth:`report`.
+    Behind a warm-up, which it does not need, in torch's ``SequentialLR``, it starts anew from the
+    model as it then is, with the steps that are left then as ``total_steps``; hand it the losses by
+    :meth:`report`.
 
     In a distributed job (DDP, FSDP by ``fully_shard``) every process makes one and calls it at the
     same steps; the LR is the same in all of them.

@@ -179,5 +179,7 @@ def test_a_batch_of_another_kind_needs_a_loss():
         range_test(model, optimizer, [torch.ones(1)])
     with pytest.raises(InputError, match="got a tuple; pass loss="):
         range_test(model, optimizer, [(torch.ones(2, 1), torch.ones(2, 1))])
+    with pytest.raises(InputError, match="a function of model and batch, got 'cross'"):
+        range_test(model, optimizer, ONES, loss="cross")
     with pytest.raises(InputError, match="the mode sweep or grid, got 'gird'"):
         range_test(model, optimizer, ONES, mode="gird")
