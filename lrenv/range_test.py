@@ -92,8 +92,9 @@ def range_test(
         model: The model.
         optimizer: Its optimizer; groups keep the ratios of their LRs, the first is the unit.
         batches: Batches, such as a DataLoader; they start again where they end.
-        loss: The loss of a batch, ``loss(model, batch)``; by default that of models that return one, as Hugging Face's do
-            on a batch that is a mapping, and cross-entropy on one of inputs and labels.
+        loss: The loss of a batch, ``loss(model, batch)``; by default that of models that return
+            one, as Hugging Face's do on a batch that is a mapping, and cross-entropy on one of
+            inputs and labels.
         low: The lowest LR.
         high: The highest LR.
         mode: ``"sweep"``: one run whose LR rises exponentially; ``"grid"``: a short run at each of
