@@ -25,6 +25,7 @@ from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.rollback import Rollback
 
 _SHORTEST = 100
+_IDLE = 100  # steps of the scheduler; batches that are accumulated are fewer
 _HORIZON = 1000  # of a run without an end, doubled whenever half of it is over
 
 
@@ -150,6 +151,12 @@ class LearnedLR(LRScheduler):
         elif self._step_count == 1:
             self.last_epoch = 0
             self._apply()
+        elif self._step_count == _IDLE and self.controller.step == 0:
+            warnings.warn(
+                f"Expected optimizer.step() ahead of scheduler.step(), got {_IDLE} steps of the "
+                "scheduler and none of its optimizer; the LR stays where it is.",
+                stacklevel=2,
+            )
 
     def report(
         self, loss: Tensor | float | None = None, *, val_loss: Tensor | float | None = None

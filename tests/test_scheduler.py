@@ -233,6 +233,14 @@ def test_a_step_without_gradients_is_refused(policy: FrozenPolicy) -> None:
         optimizer.step()
 
 
+def test_a_scheduler_whose_optimizer_never_steps_says_so(policy: FrozenPolicy) -> None:
+    _, _, scheduler = scheduled(policy)
+    for _ in range(98):
+        scheduler.step(1.0)
+    with pytest.warns(UserWarning, match=r"Expected optimizer.step\(\) ahead of scheduler.step"):
+        scheduler.step(1.0)
+
+
 def test_sparse_gradients_and_empty_parameters(policy: FrozenPolicy) -> None:
     runs = []
     for odd in (False, True):
