@@ -53,7 +53,8 @@ class LossReports:
     def take(self) -> Tensor:
         """Mean of the losses since the last step, or else the closure's, or else the last one."""
         if self._given:
-            self._last = torch.stack(self._given).mean(0)
+            several = len(self._given) > 1
+            self._last = torch.stack(self._given).mean(0) if several else self._given[0]
             self.drop()
         elif self._closure is not None:
             self._last = self._closure.reshape(1).to(self._like, copy=True)
