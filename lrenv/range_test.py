@@ -78,11 +78,11 @@ def range_test(
     batches: Iterable[Any],
     loss: Loss | None = None,
     *,
-    low: float = 1e-7,
+    low: float = 1e-6,
     high: float = 10.0,
-    mode: Literal["sweep", "grid"] = "sweep",
-    steps: int = 100,
-    points: int = 9,
+    mode: Literal["sweep", "grid"] = "grid",
+    steps: int = 50,
+    points: int = 15,
     accumulate: int = 1,
     precision: torch.dtype | None = None,
 ) -> RangeTest:
@@ -97,9 +97,9 @@ def range_test(
             inputs and labels.
         low: The lowest LR.
         high: The highest LR.
-        mode: ``"sweep"``: one run whose LR rises exponentially; ``"grid"``: a short run at each of
-            several fixed LRs, all from the same start and on the same batches, which costs more and
-            says more.
+        mode: ``"grid"``: a short run at each of several fixed LRs, all from the same start and on
+            the same batches; ``"sweep"``: one run whose LR rises exponentially, which costs less
+            and says less.
         steps: Optimizer steps of the sweep, or of each run of the grid.
         points: LRs of the grid.
         accumulate: Batches an optimizer step.

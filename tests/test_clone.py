@@ -130,22 +130,54 @@ def test_demonstrations_follow_the_seed(tiny_task):
     assert not torch.equal(first.labels, other.labels)
 
 
-def test_a_third_of_the_runs_leaves_the_start_for_a_wrong_lr():
-    n_runs, controller = 3000, MagicMock()
+def acted(actor: Head | None, n_runs: int, n_decisions: int) -> tuple[Tensor, list[Tensor]]:
+    """Actions ``(n_decisions, n_runs)`` and labels where every run has the tuned expert's LR."""
+    controller = MagicMock()
     controller.step, controller.plan = 5, DecisionPlan(6, (6,), 0, 1)
     controller.lr = torch.ones(n_runs)
-    mixture = clone._Mixture(None, torch.zeros(10), n_runs, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    demonstrator = clone._Demonstrator(actor, torch.zeros(10), n_runs, generator)
+    token = torch.zeros(n_runs, len(FEATURES))
+    return torch.stack([demonstrator(token, controller) for _ in range(n_decisions)]), (
+        demonstrator.labels
+    )
 
-    actions = torch.stack([mixture(torch.zeros(n_runs, 1), controller) for _ in range(12)])
+
+def test_a_third_of_the_runs_leaves_the_start_for_a_wrong_lr():
+    actions, labels = acted(None, 3000, 12)
 
     early, late = actions[3], actions[10]
     share = 0.33 / 2 * 7 / 8
     assert (early == -1.0).float().mean().item() == pytest.approx(share, abs=0.02)
     assert (early == 0.5).float().mean().item() == pytest.approx(share, abs=0.02)
     assert ((late == -1.0) | (late == 0.5)).sum() == 0
-    usual = late[late.abs() < 0.5]
-    assert usual.std().item() == pytest.approx(0.1, abs=0.03)
-    assert torch.stack(mixture.labels).abs().max() == 0
+    assert torch.stack(labels).abs().max() == 0
+
+
+def test_half_of_the_runs_aim_at_another_lr_than_the_expert_for_some_time():
+    actions, labels = acted(None, 3000, 40)
+
+    aims = actions[20:].median(0).values
+    assert (aims.abs() < 0.1).float().mean().item() == pytest.approx(0.55, abs=0.1)
+    assert aims.min() < -0.9
+    assert aims.max() < 0.6
+    same = torch.corrcoef(torch.stack([actions[20], actions[21], actions[39]]))
+    assert same[0, 1] > 0.7
+    assert same[0, 2] < same[0, 1]
+    assert torch.stack(labels).abs().max() == 0
+
+
+def test_half_of_the_runs_are_the_policys_own():
+    actor = new_actor()
+    with torch.no_grad():
+        actor.head.weight.zero_()
+        actor.head.bias.fill_(0.7)
+    actions, labels = acted(actor, 3000, 40)
+
+    means = actions.median(0).values
+    assert ((means - 0.7).abs() < 0.3).float().mean().item() == pytest.approx(0.78, abs=0.1)
+    assert (means < 0.3).float().mean() > 0.1
+    assert torch.stack(labels).abs().max() == 0
 
 
 @pytest.fixture

@@ -40,13 +40,16 @@ def weights(head: Head) -> Tensor:
     return torch.nn.utils.parameters_to_vector(head.parameters()).detach().clone()
 
 
-def test_log_ratios_are_clipped():
+def test_log_ratios_have_a_floor_under_losses():
     e = math.e
-    final = torch.tensor([2.0, 2 * e, 2 / e, 1e9, 1e-9, 0.0, math.inf, math.nan])
+    final = torch.tensor([2.0, 2 * e, 2 / e, 1e-9, 0.0, math.inf, math.nan])
 
-    expected = [0.0, 1.0, -1.0, 2.0, -2.0, -2.0, 2.0, 2.0]
+    least = math.log(0.01 / 2)
+    expected = [0.0, 1.0, -1.0, least, least, math.inf, math.inf]
     assert log_ratios(final, 2.0).tolist() == pytest.approx(expected, abs=1e-6)
-    assert WORST_RETURN == -2.0
+    assert log_ratios(torch.tensor([0.02, 1e-5]), 1e-4).tolist() == pytest.approx(
+        [math.log(2), 0.0]
+    )
 
 
 def test_advantages_by_hand():

@@ -112,7 +112,7 @@ def test_results_do_not_depend_on_the_workers(work, two, tasks, tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("work", "module", "name"),
-    [(search, expert_search, "_run_grid_on"), (update, outcome_ppo, "roll_out_group")],
+    [(search, expert_search, "_search_on"), (update, outcome_ppo, "roll_out_group")],
     ids=["search", "rollout"],
 )
 def test_a_killed_worker_changes_nothing(work, module, name, two, tasks, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_results_come_in_order_and_items_are_read_a_few_ahead(two):
     read = []
 
     def items():
-        for number in range(30):
+        for number in range(60):
             read.append(number)
             yield (number,)
 
@@ -139,8 +139,8 @@ def test_results_come_in_order_and_items_are_read_a_few_ahead(two):
     found = two.starmap(slow, items(), 100)
 
     assert next(found) == 100
-    assert len(read) == 8
-    assert list(found) == list(range(101, 130))
+    assert len(read) == 32
+    assert list(found) == list(range(101, 160))
 
 
 def test_workers_train_on_one_thread(two):

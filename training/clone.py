@@ -1,7 +1,6 @@
 """Behavioural cloning of tuned experts with recovery labels (DAgger, Ross et al. 2011).
 
-Every round rolls out a mixture of policy, expert and random kicks on all training tasks, labels
-each state with the action that leads back to the tuned expert, and fits the actor to all rounds.
+Every round rolls out policy, experts and random kicks on all training tasks, labels each state with the action that leads back to the tuned expert, and fits the actor to all rounds.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from lrenv.training.runfolder import read_state, read_tensors, write_state, writ
 from lrenv.training.settings import GeneralistSettings
 
 _KICK_RATE = 0.04
+_OFFSET_RATE = 0.05
 _START_KICKS = 4
 _KICK_START = 3
 _CHUNK = 20
@@ -53,15 +53,25 @@ class Demonstrations:
         )
 
 
-class _Mixture:
-    """Acts as the policy, the expert or at random, and keeps the expert's labels."""
+class _Demonstrator:
+    """Acts as the policy, as an expert whose LR may be off, or at random; keeps the labels.
+
+    Half of the runs with a policy are its own. In the others the expert, who acts in a part of the
+    decisions, aims for some time at a multiple of its LR: if it always came back at once, the LR
+    itself would tell what the tuned one is, and no other signal would need to be read.
+    """
 
     def __init__(
         self, actor: Head | None, log_schedule: Tensor, n_runs: int, generator: torch.Generator
     ) -> None:
         self._policy = NetworkChoice(actor) if actor else None
         self._log_schedule, self._generator = log_schedule, generator
-        self._expert_share = self._uniform(n_runs) if actor else torch.ones(n_runs)
+        self._expert_share = torch.ones(n_runs)
+        if actor:
+            self._expert_share = (2 * self._uniform(n_runs) - 1).clamp_min(0.0)
+        # The policy's own runs are those of policies that are a little bolder or shyer.
+        self._bias = 0.1 * self._normal(n_runs)
+        self._offset = self._draw_offset(n_runs)
         # A third of the runs leave the start for an LR far too low or too high: e^-8 to e^4 of it.
         kicks = torch.where(self._uniform(n_runs) < 0.5, -1.0, 0.5)
         self._start_kick = torch.where(self._uniform(n_runs) < 0.33, kicks, 0.0)
@@ -71,11 +81,13 @@ class _Mixture:
     def __call__(self, token: Tensor, controller: Controller) -> Tensor:
         label = recovery_label(self._log_schedule, controller)
         n = len(label)
-        action = label
+        redrawn = self._uniform(n) < _OFFSET_RATE
+        self._offset = torch.where(redrawn, self._draw_offset(n), self._offset)
+        action = recovery_label(self._log_schedule, controller, self._offset)
         if self._policy is not None:
             by_expert = self._uniform(n) < self._expert_share
-            action = torch.where(by_expert, label, self._policy(token, controller))
-        action = action + 0.1 * torch.randn(n, generator=self._generator)
+            action = torch.where(by_expert, action, self._policy(token, controller) + self._bias)
+        action = action + 0.1 * self._normal(n)
         kick = 2 * self._uniform(n) - 1
         action = torch.where(self._uniform(n) < _KICK_RATE, kick, action)
         if len(self.labels) >= _KICK_START:
@@ -83,6 +95,14 @@ class _Mixture:
             action = torch.where(early, self._start_kick, action)
         self.labels.append(label)
         return action
+
+    def _draw_offset(self, n: int) -> Tensor:
+        """Of the log LR: none for half of the runs, mostly down for the others."""
+        some = (1.5 * self._normal(n) - 1.0).clamp(-6.0, 1.0)
+        return torch.where(self._uniform(n) < 0.5, some, 0.0)
+
+    def _normal(self, n: int) -> Tensor:
+        return torch.randn(n, generator=self._generator)
 
     def _uniform(self, n: int) -> Tensor:
         return torch.rand(n, generator=self._generator)
@@ -94,9 +114,9 @@ def demonstrate(
     """Roll out a group of labelled runs of one task; without an actor the expert acts."""
     generator = torch.Generator().manual_seed(seed)
     log_schedule = search.log_schedule(task.spec.total_steps)
-    mixture = _Mixture(actor, log_schedule, settings.group, generator)
-    rollout = roll_out(task, settings.group, mixture, drop_signals(settings.group, generator))
-    tokens, labels = rollout.tokens, torch.stack(mixture.labels, 1)
+    demonstrator = _Demonstrator(actor, log_schedule, settings.group, generator)
+    rollout = roll_out(task, settings.group, demonstrator, drop_signals(settings.group, generator))
+    tokens, labels = rollout.tokens, torch.stack(demonstrator.labels, 1)
     n_runs, t, f = tokens.shape
     out = Demonstrations(
         torch.zeros(n_runs, MAX_DECISIONS, f),

@@ -24,6 +24,9 @@ from lrenv.training.progress import track
 from lrenv.training.runfolder import read_json, write_json
 
 N_PEAKS = 13
+FLOOR = 0.01
+"""Least loss that enters a ratio: on data that can be learned by heart, less is rounding."""
+
 _FORMAT = 1
 
 
@@ -56,10 +59,11 @@ class SearchResult:
     def log_schedule(self, total_steps: int, sharpness: float = 0.02) -> Tensor:
         """Log LR at every step, averaged over the experts close to the best, ``(total_steps,)``.
 
-        An expert whose log loss is worse by ``sharpness`` weighs e times less.
+        An expert whose log loss, of at least ``FLOOR``, is worse by ``sharpness`` weighs e times
+        less.
         """
-        losses = torch.tensor(self.val_loss, dtype=torch.float64)
-        weights = torch.softmax(-torch.log(losses / self.reference) / sharpness, 0)
+        losses = torch.tensor(self.val_loss, dtype=torch.float64).clamp_min(FLOOR)
+        weights = torch.softmax(-torch.log(losses) / sharpness, 0)
         total = torch.zeros(total_steps, dtype=torch.float64)
         for kind, peak, weight in zip(self.kinds, self.peaks, weights.tolist(), strict=True):
             if weight > 0.01:
@@ -92,7 +96,7 @@ def search_all(tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> list[Sea
         for task, result in zip(tasks, known, strict=True)
         if result is None
     ]
-    found = workers.starmap(_run_grid_on, missing)
+    found = workers.starmap(_search_on, missing)
     return [
         result or _keep(task, None, next(found))
         for task, result in track(list(zip(tasks, known, strict=True)), "Tuned experts")
@@ -140,9 +144,9 @@ def _entry(task: Task, cache: Path | None) -> tuple[Path, dict[str, Any]]:
     return (cache or expert_cache()) / f"{task.key()}.json", head
 
 
-def _run_grid_on(data: str, task: Task) -> SearchResult:
+def _search_on(data: str, task: Task) -> SearchResult:
     check_data(task, data)
-    return _run_grid(task, None)
+    return search_experts(task)  # In the cache of this machine too, should the caller be killed.
 
 
 def _run_grid(task: Task, cache: Path | None) -> SearchResult:

@@ -26,7 +26,7 @@ from lrenv.decisions import MAX_DECISIONS
 from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
 from lrenv.trainees.tasks import Task
-from lrenv.training.expert_search import search_experts
+from lrenv.training.expert_search import FLOOR, search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.rollout import (
     VAL_COLUMNS,
@@ -63,9 +63,12 @@ class Batch:
 
 
 def log_ratios(final: Tensor, reference: float) -> Tensor:
-    """Log of final losses over the tuned expert's; ``-WORST_RETURN`` where worse or diverged."""
-    ratio = torch.log(final / reference)
-    return torch.nan_to_num(ratio, -WORST_RETURN, -WORST_RETURN).clamp(WORST_RETURN, -WORST_RETURN)
+    """Log of final losses over the tuned expert's; infinite where diverged.
+
+    Neither is taken for less than ``FLOOR``.
+    """
+    ratio = torch.log(final.clamp_min(FLOOR) / max(reference, FLOOR))
+    return torch.nan_to_num(ratio, torch.inf, torch.inf)
 
 
 def join_groups(groups: Sequence[tuple[Rollout, float]]) -> Batch:
@@ -76,7 +79,7 @@ def join_groups(groups: Sequence[tuple[Rollout, float]]) -> Batch:
         tokens = torch.zeros(n_runs, MAX_DECISIONS, f)
         actions, mask = torch.zeros(2, n_runs, MAX_DECISIONS)
         tokens[:, :t], actions[:, :t], mask[:, :t] = rollout.tokens, rollout.actions, 1.0
-        ratio = log_ratios(rollout.final, reference)
+        ratio = log_ratios(rollout.final, reference).clamp(WORST_RETURN, -WORST_RETURN)
         group = torch.full((n_runs,), number)
         parts.append(Batch(tokens, actions, mask, ratio.mean() - ratio, group, ratio))
     names = ("tokens", "actions", "mask", "returns", "group", "log_ratio")
@@ -268,9 +271,9 @@ def evaluate_actor(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PRO
     Returns:
         Two values a task, ``(len(tasks), 2)``; infinite where a run diverged.
     """
-    final = torch.stack(list(workers.starmap(_final_losses, [(task,) for task in tasks], actor)))
-    references = torch.tensor([search_experts(task).reference for task in tasks])
-    return torch.nan_to_num(torch.log(final / references[:, None]), torch.inf, torch.inf)
+    finals = workers.starmap(_final_losses, [(task,) for task in tasks], actor)
+    pairs = zip(finals, tasks, strict=True)
+    return torch.stack([log_ratios(final, search_experts(task).reference) for final, task in pairs])
 
 
 def _final_losses(task: Task, actor: Head) -> Tensor:

@@ -17,7 +17,7 @@ from lrenv.errors import InputError, ResourceError
 R = TypeVar("R")
 
 _LOST_WORKERS = 100
-_IN_FLIGHT = 4
+_IN_FLIGHT = 16
 _PATIENCE = 10
 
 

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from lrenv.policies.experts import TUNED_KINDS
-from lrenv.training.expert_search import N_PEAKS
+from lrenv.training.expert_search import FLOOR, N_PEAKS
 from lrenv.training.peers import SCALES
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
-FLOOR = 0.01
-"""Least loss that enters a ratio: on data that can be learned by heart, less is rounding."""
-
 DIVERGED = 2.0
 """Log ratio of test losses that a diverged run counts as."""
 

@@ -133,7 +133,9 @@ class NetworkChoice:
         return mean + self._std * self._noise
 
 
-def recovery_label(log_schedule: Tensor, controller: Controller) -> Tensor:
+def recovery_label(
+    log_schedule: Tensor, controller: Controller, offset: Tensor | float = 0.0
+) -> Tensor:
     """The action that brings each run to the expert's LR in the coming interval, ``(r,)``.
 
     DAgger's label (Ross et al. 2011): log of the tuned expert's LR at this time over the current.
@@ -141,8 +143,9 @@ def recovery_label(log_schedule: Tensor, controller: Controller) -> Tensor:
     Args:
         log_schedule: Log LR of the expert at every step, ``(total_steps,)``.
         controller: A controller that waits for a decision.
+        offset: What is added to the expert's log LR, ``(r,)``.
     """
     start = controller.step
     end = controller.plan.next_end(start)
     target = torch.logsumexp(log_schedule[start:end], 0) - torch.tensor(float(end - start)).log()
-    return ((target - torch.log(controller.lr)) / MAX_CHANGE).clamp(-1.0, 1.0)
+    return ((target + offset - torch.log(controller.lr)) / MAX_CHANGE).clamp(-1.0, 1.0)
