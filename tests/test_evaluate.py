@@ -20,7 +20,13 @@ from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
-from lrenv.training.compare import ExpertsPart, PeerPart, PolicyPart, usual_peak
+from lrenv.training.compare import (
+    ExpertsPart,
+    OtherSeedPart,
+    PeerPart,
+    PolicyPart,
+    usual_peak,
+)
 from lrenv.training.evaluate import (
     collect_results,
     compare_all,
@@ -150,7 +156,7 @@ def test_what_was_compared_is_not_run_again(
     policy: FrozenPolicy, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [("tiny", tiny_task), ("tiny", replace(tiny_task, seed=4))]
-    parts = [PolicyPart(policy, (0.1, 0.01)), ExpertsPart(), PeerPart("plateau")]
+    parts = [PolicyPart(policy, (0.1, 0.01)), ExpertsPart(), OtherSeedPart(), PeerPart("plateau")]
     first = compare_all(jobs, parts, tmp_path)
 
     def refuse(*_: object) -> None:
@@ -176,6 +182,18 @@ def test_what_was_compared_is_not_run_again(
     ):
         with pytest.raises(AssertionError, match="trained again"):
             compare_all(jobs, [part], tmp_path)
+
+
+def test_an_expert_is_taken_over_from_another_seed(tiny_task: Task) -> None:
+    search, other = (search_experts(replace(tiny_task, seed=seed)) for seed in (3, 4))
+    (record,) = OtherSeedPart().run(tiny_task, "tiny", search)
+
+    assert tiny_task.seed == record.seed == 3
+    assert other.best != search.best
+    assert record.detail == f"{other.kinds[other.best]}, peak {other.peaks[other.best]:.3g}"
+    assert record.val_loss == pytest.approx(search.val_loss[other.best], rel=1e-4)
+    assert record.ratio > 1.0
+    assert summarise(record.method, [record])["tuning_runs"] == len(search.kinds)
 
 
 NEW = {"val_steps", "val_seconds", "top5", "confidence", "confidence_std", "cdac", "loss_gap"}
@@ -206,7 +224,7 @@ def test_methods_that_cannot_be_compared_are_refused() -> None:
         compared_parts(EvaluateSettings(peers=("dog", "dog")))
     with pytest.raises(InputError, match=r"peers among all, plateau, .*; got 'sgd'"):
         compared_parts(EvaluateSettings(peers=("sgd",)))
-    assert len(compared_parts(EvaluateSettings(peers=("all",)))) == 2 + len(PEERS)
+    assert len(compared_parts(EvaluateSettings(peers=("all",)))) == 3 + len(PEERS)
 
 
 def test_a_peer_without_its_package_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

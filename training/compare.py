@@ -20,10 +20,10 @@ from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
-from lrenv.training.expert_search import SearchResult, run_schedules
+from lrenv.training.expert_search import SearchResult, run_schedules, search_experts
 from lrenv.training.metrics import Utility, utilities
 from lrenv.training.peers import SCALES, effective_lr, get_peer
-from lrenv.training.records import MATCHED, TUNED, RunRecord, make_record
+from lrenv.training.records import MATCHED, OTHER_SEED, TUNED, RunRecord, make_record
 
 VALIDATIONS = 20
 """Validation losses over a run, for the time it takes to reach the tuned expert's."""
@@ -120,6 +120,22 @@ class ExpertsPart:
         plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
         plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
         return _run_schedules(task, name, plans, search)
+
+
+@dataclass(frozen=True)
+class OtherSeedPart:
+    """The expert that was tuned on another seed: what a search does for the runs that follow it."""
+
+    @property
+    def key(self) -> list[Any]:
+        """See :class:`Part`."""
+        return ["other seed"]
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """See :class:`Part`."""
+        other = search_experts(replace(task, seed=task.seed + 1))
+        plan = (OTHER_SEED, other.kinds[other.best], other.peaks[other.best])
+        return _run_schedules(task, name, [plan], search)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
 from lrenv.trainees.unseen import harsh_tasks, unseen_tasks
-from lrenv.training.compare import ExpertsPart, Part, PeerPart, PolicyPart
+from lrenv.training.compare import ExpertsPart, OtherSeedPart, Part, PeerPart, PolicyPart
 from lrenv.training.expert_search import SearchResult, check_data, search_all
 from lrenv.training.parallel import IN_PROCESS, Workers
 from lrenv.training.peers import PEERS, get_peer
@@ -130,6 +130,7 @@ def compared_parts(settings: EvaluateSettings) -> list[Part]:
         *(PolicyPart(p, settings.hints, rollback=True) for p in policies if settings.rollback),
         *(PolicyPart(p, settings.hints, layerwise=True) for p in policies if settings.layerwise),
         ExpertsPart(settings.peak),
+        OtherSeedPart(),
         *(PeerPart(name, settings.peak, settings.tune_peers) for name in peers),
     ]
 

@@ -16,6 +16,7 @@ from lrenv.training.expert_search import FLOOR, N_PEAKS
 from lrenv.training.peers import SCALES
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
+OTHER_SEED = "expert tuned on another seed"
 DIVERGED = 2.0
 """Log ratio of test losses that a diverged run counts as."""
 
@@ -246,7 +247,7 @@ def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:
 
 
 def _tuning_runs(method: str) -> int:
-    if method == TUNED:
+    if method in (TUNED, OTHER_SEED):
         return len(TUNED_KINDS) * N_PEAKS
     return len(SCALES) if method.endswith(", tuned") else 0
 
