@@ -1,13 +1,12 @@
 """What cloning needs: ``python benchmarks/ablations.py --output runs/ablations``.
 
 Actors are cloned from nothing on the same demonstrations: of fewer tasks, and without a group of
-signals. Each sets the LR of further tasks of the training family, without and with a validation
-loss.
+signals. Each labels the demonstrations of tasks held out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import build_actor
-from lrenv.trainees.families import training_task
-from lrenv.trainees.tasks import Task
-from lrenv.training.clone import collect, demonstrated_tasks, fit
-from lrenv.training.expert_search import search_all
-from lrenv.training.generalist import summary
-from lrenv.training.outcome_ppo import WORST_RETURN, evaluate_actor
+from lrenv.policies.frozen import build_actor, load_policy
+from lrenv.training.clone import Demonstrations, collect, demonstrated_tasks, fit, label_error
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console
 from lrenv.training.records import bootstrap_interval
 from lrenv.training.runfolder import read_json, write_json
 from lrenv.training.settings import GeneralistSettings
 
-TASKS = (40, 60, 140, 260, 500, 1000)
-"""Numbers of tasks, of whole files of demonstrations."""
+TASKS = (30, 100, 300)
+"""Numbers of tasks below all of them."""
+
+HELD_OUT = 100
+"""Tasks that the actors are measured on, the last ones."""
 
 SIGNALS: dict[str, tuple[str, ...]] = {
     "losses": ("loss", "window_loss"),
@@ -49,12 +46,14 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 
 
 RECIPE = GeneralistSettings(
+    start="default",
     family="balanced",
-    tasks=max(TASKS),
+    tasks=900,
     group=8,
     rounds=1,
-    last_clone_steps=2000,
-    longest_demonstration=800,
+    last_clone_steps=1500,
+    last_clone_lr=1e-3,
+    longest_demonstration=500,
 )
 
 
@@ -65,66 +64,65 @@ class Settings:
     output: Path = Path("runs/ablations")
     """Run folder; a run that was stopped goes on from there."""
     demonstrations: Path = Path("runs/generalist")
-    """Run folder of ``lrenv train generalist`` that holds demonstrations of the recipe's tasks."""
-    held_out: int = 64
-    """Tasks that the actors are measured on."""
-    first_held_out: int = 1064
-    """The number of the first of them; tasks before it may have selected a policy."""
+    """Run folder of ``lrenv train generalist`` that holds demonstrations of the recipe's tasks, or
+    gets them."""
     workers: int = 1
-    """Runs side by side."""
-
-
-def variants() -> dict[str, GeneralistSettings]:
-    """Settings of each actor by its name; the one with all tasks and signals comes first."""
-    fewer = {f"{n} tasks": replace(RECIPE, tasks=n) for n in reversed(TASKS)}
-    without = {f"without {name}": replace(RECIPE, hidden=h) for name, h in SIGNALS.items()}
-    return {**fewer, **without}
+    """Demonstrations gathered side by side."""
 
 
 def main(settings: Settings) -> None:
     """Clone and measure each actor, print the table, write the JSON file."""
     torch.set_num_threads(1)
-    numbers = range(settings.first_held_out, settings.first_held_out + settings.held_out)
-    held_out = [training_task(i, RECIPE.family) for i in numbers]
-    results: dict[str, Any] = {}
+    assert RECIPE.start is not None
     with Workers(settings.workers) as workers:
-        search_all(held_out, workers)
-        for name, recipe in variants().items():
-            path = make_folder(settings.output) / f"{name.replace(' ', '-')}.json"
-            if not path.exists():
-                logs = _measure(recipe, settings, held_out, workers)
-                write_json(path, {"demonstrated": len(demonstrated_tasks(recipe)), "logs": logs})
-            results[name] = read_json(path)
-            console.print(f"{name}: {summary(torch.tensor(results[name]['logs']))}")
+        actor = load_policy(RECIPE.start).actor
+        data, held_out = collect(settings.demonstrations, 0, actor, RECIPE, workers).split(
+            HELD_OUT * RECIPE.group
+        )
+    n_tasks = len(demonstrated_tasks(RECIPE)) - HELD_OUT
+    variants: dict[str, tuple[int, tuple[str, ...]]] = {
+        **{f"{n} tasks": (n, ()) for n in (n_tasks, *reversed(TASKS))},
+        **{f"without {name}": (n_tasks, hidden) for name, hidden in SIGNALS.items()},
+    }
+    results: dict[str, Any] = {}
+    for name, (n, hidden) in variants.items():
+        path = make_folder(settings.output) / f"{name.replace(' ', '-')}.json"
+        if not path.exists():
+            part, _ = data.split(len(data.tokens) - n * RECIPE.group)
+            write_json(path, {"tasks": n, "errors": _measure(part, held_out, hidden, settings)})
+        results[name] = read_json(path)
+        console.print(f"{name}: {_mean(results[name]):.4f}")
     _show(results)
     write_json(settings.output / "results.json", results)
 
 
 def _measure(
-    recipe: GeneralistSettings, settings: Settings, held_out: list[Task], workers: Workers
-) -> list[list[float]]:
-    """Log ratios to the tuned expert of each task, without and with a validation loss."""
-    torch.manual_seed(recipe.seed)
-    actor = build_actor([name for name in FEATURES if not name.startswith(recipe.hidden)])
-    data = collect(settings.demonstrations, 0, None, recipe, workers)
+    data: Demonstrations, held_out: Demonstrations, hidden: tuple[str, ...], settings: Settings
+) -> list[float]:
+    """Error of the labels of each task held out, in units of a factor of e² in the LR."""
+    torch.manual_seed(RECIPE.seed)
+    actor = build_actor([name for name in FEATURES if not (hidden and name.startswith(hidden))])
     with SummaryWriter(str(settings.output / "tensorboard")) as writer:
-        fit(actor, data, recipe, 0, writer)
-    logs: list[list[float]] = (
-        evaluate_actor(actor, held_out, workers).clamp_max(-WORST_RETURN).tolist()
+        fit(actor, data, held_out, RECIPE, 0, writer)
+    rows = (
+        held_out.rows(slice(k, k + RECIPE.group))
+        for k in range(0, len(held_out.tokens), RECIPE.group)
     )
-    return logs
+    return [label_error(actor, part) for part in rows]
+
+
+def _mean(result: dict[str, Any]) -> float:
+    return sum(result["errors"]) / len(result["errors"])
 
 
 def _show(results: dict[str, Any]) -> None:
-    whole = torch.tensor(next(iter(results.values()))["logs"])
-    table = Table("actor", "tasks", "mean ratio", "median", "worse by (95 %)")
+    whole = torch.tensor(next(iter(results.values()))["errors"])
+    table = Table("actor", "tasks", "label error", "× that of the first (95 %)")
     for name, result in results.items():
-        logs = torch.tensor(result["logs"])
-        found, worse = summary(logs), (logs - whole).mean().exp()
-        low, high = bootstrap_interval((logs - whole).tolist())
-        figures = (f"{found[key]:.3f}" for key in ("geometric_mean", "median"))
-        interval = f"{worse:.3f} ({low:.3f}-{high:.3f})"
-        table.add_row(name, str(result["demonstrated"]), *figures, interval)
+        worse = torch.log(torch.tensor(result["errors"]) / whole)
+        low, high = bootstrap_interval([[value] for value in worse.tolist()])
+        interval = f"{worse.mean().exp():.3f} ({low:.3f}-{high:.3f})"
+        table.add_row(name, str(result["tasks"]), f"{_mean(result):.4f}", interval)
     console.print(table)
 
 

@@ -16,7 +16,7 @@ from lrenv.policies.frozen import FrozenPolicy, build_actor
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
 from lrenv.training import clone
-from lrenv.training.clone import Demonstrations, collect, demonstrate, fit
+from lrenv.training.clone import Demonstrations, collect, demonstrate, fit, label_error
 from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
 
@@ -58,9 +58,11 @@ def test_fitting_reduces_the_error_on_labelled_runs():
     actor, data = new_actor(), toy()
     before = error(actor, data)
 
-    fit(actor, data, replace(SETTINGS, clone_steps=120, clone_lr=3e-3), 0, MagicMock())
+    settings = replace(SETTINGS, clone_steps=120, clone_lr=3e-3)
+    found = fit(actor, data, data, settings, 0, MagicMock())
 
     assert error(actor, data) < 0.4 * before
+    assert found == pytest.approx(error(actor, data), rel=1e-4)
 
 
 def test_fitting_reads_real_decisions_alone():
@@ -68,7 +70,8 @@ def test_fitting_reads_real_decisions_alone():
     for junk in (0.0, 100.0):
         actor, data = new_actor(), toy()
         labels = torch.where(data.mask > 0, data.labels, junk)
-        fit(actor, replace(data, labels=labels), replace(SETTINGS, clone_steps=5), 0, MagicMock())
+        junked = replace(data, labels=labels)
+        fit(actor, junked, junked, replace(SETTINGS, clone_steps=5), 0, MagicMock())
         fitted.append(weights(actor))
 
     assert torch.equal(*fitted)
@@ -79,7 +82,7 @@ def test_fitting_repeats():
     fitted = []
     for seed in (0, 0, 1):
         actor = new_actor()
-        fit(actor, toy(), replace(SETTINGS, clone_steps=5, seed=seed), 0, MagicMock())
+        fit(actor, toy(), toy(), replace(SETTINGS, clone_steps=5, seed=seed), 0, MagicMock())
         fitted.append(weights(actor))
 
     assert torch.equal(fitted[0], fitted[1])
@@ -88,14 +91,36 @@ def test_fitting_repeats():
 
 def test_fitting_writes_its_loss_by_step_over_all_rounds():
     writer = MagicMock()
-    fit(new_actor(), toy(), SETTINGS, 1, writer)
+    fit(new_actor(), toy(), toy(), SETTINGS, 1, writer)
 
     calls = [call.args for call in writer.add_scalar.call_args_list]
     assert [(name, step) for name, _, step in calls] == [
         ("losses/clone", 60),
         ("losses/clone", 80),
         ("losses/clone", 100),
+        ("losses/clone_held_out", 119),
     ]
+
+
+def test_the_weights_that_do_best_on_tasks_held_out_are_kept(monkeypatch):
+    monkeypatch.setattr(clone, "_CHECK_EVERY", 2)
+    actor, data, writer = new_actor(), toy(), MagicMock()
+    opposite = replace(data, labels=-data.labels)
+    found = fit(actor, data, opposite, replace(SETTINGS, clone_steps=20), 0, writer)
+
+    calls = [call.args for call in writer.add_scalar.call_args_list]
+    errors = [value for name, value, _ in calls if name == "losses/clone_held_out"]
+    assert len(errors) == 10
+    assert found == min(errors) < errors[-1]
+    assert label_error(actor, opposite) == pytest.approx(found)
+
+
+def test_the_last_runs_are_split_off():
+    data = toy(n=5)
+    first, last = data.split(2)
+
+    assert torch.equal(first.tokens, data.tokens[:3])
+    assert torch.equal(last.labels, data.labels[3:])
 
 
 def test_demonstrations_join():
@@ -233,7 +258,7 @@ def test_cloning_goes_on_after_the_last_complete_round(tmp_path, demonstrated, m
     clone.clone(tmp_path, whole, settings, MagicMock())
     (tmp_path / "clone-round1.pt").unlink()
     rounds = []
-    monkeypatch.setattr(clone, "fit", lambda *args: (rounds.append(args[3]), fit(*args)))
+    monkeypatch.setattr(clone, "fit", lambda *args: (rounds.append(args[4]), fit(*args)))
     n_asked = len(demonstrated)
 
     resumed = Head("scale-free", len(FEATURES))

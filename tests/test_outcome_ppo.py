@@ -15,7 +15,6 @@ from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
 from lrenv.training.expert_search import search_experts
 from lrenv.training.outcome_ppo import (
-    WORST_RETURN,
     Batch,
     OutcomePPO,
     advantages,

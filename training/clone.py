@@ -1,10 +1,12 @@
 """Behavioural cloning of tuned experts with recovery labels (DAgger, Ross et al. 2011).
 
-Every round rolls out policy, experts and random kicks on all training tasks, labels each state with the action that leads back to the tuned expert, and fits the actor to all rounds.
+Every round rolls out policy, experts and random kicks on all training tasks, labels each state with
+the action that leads back to the tuned expert, and fits the actor to all rounds.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ _OFFSET_RATE = 0.05
 _START_KICKS = 4
 _KICK_START = 3
 _CHUNK = 20
+_HELD_OUT = 10
+_CHECK_EVERY = 100
+_PART = 256
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,15 @@ class Demonstrations:
     tokens: Tensor
     labels: Tensor
     mask: Tensor
+
+    def rows(self, rows: slice) -> Demonstrations:
+        """Some of the runs."""
+        return Demonstrations(*(part[rows] for part in vars(self).values()))
+
+    def split(self, n_last: int) -> tuple[Demonstrations, Demonstrations]:
+        """All runs but the last ``n_last``, and these."""
+        first = len(self.tokens) - n_last
+        return self.rows(slice(first)), self.rows(slice(first, None))
 
     @classmethod
     def join(cls, parts: list[Demonstrations]) -> Demonstrations:
@@ -185,47 +199,75 @@ def clone(
     """
     if start:
         actor.start_from(start.actor)
-    data: list[Demonstrations] = []
+    n_held_out = settings.group * max(1, len(demonstrated_tasks(settings)) // _HELD_OUT)
+    data: list[tuple[Demonstrations, Demonstrations]] = []
     for round_ in range(settings.rounds):
-        data.append(collect(folder, round_, actor if round_ or start else None, settings, workers))
+        new = collect(folder, round_, actor if round_ or start else None, settings, workers)
+        data.append(new.split(n_held_out))
         path = folder / f"clone-round{round_}.pt"
         if path.exists():
             actor.load_state_dict(read_state(path))
             continue
-        fit(actor, Demonstrations.join(data), settings, round_, writer)
+        fitted, held_out = (Demonstrations.join(list(parts)) for parts in zip(*data, strict=True))
+        fit(actor, fitted, held_out, settings, round_, writer)
         write_state(path, actor.state_dict())
 
 
 def fit(
     actor: Head,
     data: Demonstrations,
+    held_out: Demonstrations,
     settings: GeneralistSettings,
     round_: int,
     writer: SummaryWriter,
-) -> None:
-    """Fit the actor's mean actions to the labels: smooth L1, AdamW, one cosine a round."""
+) -> float:
+    """Fit the actor's mean actions to the labels: smooth L1, AdamW, one cosine a round.
+
+    An actor soon knows its tasks by heart, so the weights that do best on tasks held out are kept.
+
+    Returns:
+        The error of these, see :func:`label_error`.
+    """
     optimizer = torch.optim.AdamW(actor.parameters(), weight_decay=0.01)
     last = round_ == settings.rounds - 1
     n_steps = settings.last_clone_steps if last else settings.clone_steps
     peak = settings.last_clone_lr if last else settings.clone_lr
     batches = _batches(data, settings.clone_batch, n_steps, settings.seed + round_)
+    best, best_state = math.inf, actor.state_dict()
     for step, index in enumerate(track(batches, f"Cloning, round {round_ + 1}", n_steps)):
         rise = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = peak * rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-        mask = data.mask[index]
-        error = F.smooth_l1_loss(
-            actor(data.tokens[index]), data.labels[index], reduction="none", beta=0.1
-        )
-        loss = (error * mask).sum() / mask.sum()
+        loss = _error(actor, data, index)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
         optimizer.step()
+        done = round_ * settings.clone_steps + step
         if step % 20 == 0:
-            done = round_ * settings.clone_steps + step
             writer.add_scalar("losses/clone", loss.item(), done)
+        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == n_steps:
+            error = label_error(actor, held_out)
+            writer.add_scalar("losses/clone_held_out", error, done)
+            if error < best:
+                best, best_state = error, copy.deepcopy(actor.state_dict())
+    actor.load_state_dict(best_state)
     writer.flush()
+    return best
+
+
+@torch.no_grad()
+def label_error(actor: Head, data: Demonstrations) -> float:
+    """Mean smooth-L1 error of an actor's actions, a unit of which is a factor of e² in the LR."""
+    parts = torch.arange(len(data.tokens)).split(_PART)
+    return sum(_error(actor, data, rows).item() * len(rows) for rows in parts) / len(data.tokens)
+
+
+def _error(actor: Head, data: Demonstrations, rows: Tensor) -> Tensor:
+    mask = data.mask[rows]
+    actions = actor(data.tokens[rows])
+    error = F.smooth_l1_loss(actions, data.labels[rows], reduction="none", beta=0.1)
+    return (error * mask).sum() / mask.sum()
 
 
 def _batches(data: Demonstrations, size: int, n_steps: int, seed: int) -> Iterator[Tensor]:
