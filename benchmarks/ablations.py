@@ -48,10 +48,10 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 RECIPE = GeneralistSettings(
     start="default",
     family="balanced",
-    tasks=900,
+    tasks=720,
     group=8,
     rounds=1,
-    last_clone_steps=1500,
+    last_clone_steps=1000,
     last_clone_lr=1e-3,
     longest_demonstration=500,
 )

@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Settings:
 
     trainees: tuple[str, ...] = tuple(STEPS)
     """Trainees, by name."""
+    methods: tuple[str, ...] = METHODS
+    """Methods; the constant LR is always among them."""
     method: str | None = None
     """Train under that one alone and print the peak of the memory, in MiB."""
     output: Path = Path("runs/overhead.json")
@@ -62,13 +64,14 @@ def main(settings: Settings) -> None:
         return
     rows: list[dict[str, Any]] = []
     for name in settings.trainees:
-        memories = _memories(name)
+        methods = tuple(dict.fromkeys(("constant", *settings.methods)))
+        memories = _memories(name, methods)
         for steps in STEPS[name]:
-            rows.append({"trainee": name, **_times(name, steps), **memories})
+            rows.append({"trainee": name, **_times(name, steps, methods), **memories})
             write_json(settings.output, rows)
     table = Table("trainee", "method", "× time (95 %)", "peak memory", "× memory")
     for row in rows:
-        for method in METHODS:
+        for method in row["time"]:
             low, high = row["interval"][method]
             megabytes = row["megabytes"]
             table.add_row(
@@ -81,12 +84,12 @@ def main(settings: Settings) -> None:
     console.print(table)
 
 
-def _times(name: str, steps: int) -> dict[str, Any]:
-    runs = {method: _run(name, method, steps) for method in METHODS}
-    spent: dict[str, list[float]] = {method: [] for method in METHODS}
+def _times(name: str, steps: int, methods: Sequence[str]) -> dict[str, Any]:
+    runs = {method: _run(name, method, steps) for method in methods}
+    spent: dict[str, list[float]] = {method: [] for method in methods}
     draw = random.Random(0)
     for _ in track(range(steps), name):
-        for method in draw.sample(METHODS, len(METHODS)):
+        for method in draw.sample(methods, len(methods)):
             began = time.process_time()
             runs[method]()
             spent[method].append(time.process_time() - began)
@@ -105,7 +108,7 @@ def _times(name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def _memories(name: str) -> dict[str, dict[str, float]]:
+def _memories(name: str, methods: Sequence[str]) -> dict[str, dict[str, float]]:
     command = [sys.executable, __file__, "--trainees", name, "--method"]
     peaks = {
         method: json.loads(
@@ -113,7 +116,7 @@ def _memories(name: str) -> dict[str, dict[str, float]]:
                 [*command, method], check=True, stdout=subprocess.PIPE, text=True
             ).stdout.splitlines()[-1]
         )
-        for method in METHODS
+        for method in methods
     }
     return {"megabytes": peaks}
 
