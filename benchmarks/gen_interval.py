@@ -26,7 +26,7 @@ from lrenv.training.progress import console, track
 from lrenv.training.runfolder import write_json
 
 METHODS = {"GeN": GeNLR, "Hi-DLR": HiDLR}
-INTERVALS = (4, 8, 12, 20, 32)
+INTERVALS = (8, 20)
 KINDS = ("mlp", "convnet", "decoder", "regressor")
 
 
