@@ -45,8 +45,11 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 """Groups of signals by the beginnings of their features' names."""
 
 
+START = "default"
+"""Policy that acts in half of the demonstrations."""
+
 RECIPE = GeneralistSettings(
-    start="default",
+    start=START,
     family="balanced",
     tasks=720,
     group=8,
@@ -62,10 +65,7 @@ class Settings:
     """Settings of the benchmark."""
 
     output: Path = Path("runs/ablations")
-    """Run folder; a run that was stopped goes on from there."""
-    demonstrations: Path = Path("runs/generalist")
-    """Run folder of ``lrenv train generalist`` that holds demonstrations of the recipe's tasks, or
-    gets them."""
+    """Run folder, with the demonstrations; a run that was stopped goes on from there."""
     workers: int = 1
     """Demonstrations gathered side by side."""
 
@@ -73,10 +73,9 @@ class Settings:
 def main(settings: Settings) -> None:
     """Clone and measure each actor, print the table, write the JSON file."""
     torch.set_num_threads(1)
-    assert RECIPE.start is not None
     with Workers(settings.workers) as workers:
-        actor = load_policy(RECIPE.start).actor
-        data, held_out = collect(settings.demonstrations, 0, actor, RECIPE, workers).split(
+        actor = load_policy(START).actor
+        data, held_out = collect(settings.output, 0, actor, RECIPE, workers).split(
             HELD_OUT * RECIPE.group
         )
     n_tasks = len(demonstrated_tasks(RECIPE)) - HELD_OUT
@@ -101,7 +100,7 @@ def _measure(
 ) -> list[float]:
     """Error of the labels of each task held out, in units of a factor of e² in the LR."""
     torch.manual_seed(RECIPE.seed)
-    actor = build_actor([name for name in FEATURES if not (hidden and name.startswith(hidden))])
+    actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
     with SummaryWriter(str(settings.output / "tensorboard")) as writer:
         fit(actor, data, held_out, RECIPE, 0, writer)
     rows = (

@@ -1,7 +1,7 @@
-"""How often GeN and Hi-DLR had best estimate: ``python benchmarks/gen_interval.py``.
+"""How often GeN and Hi-DLR should estimate: ``python benchmarks/gen_interval.py``.
 
 Training tasks of MLPs, convnets, decoders and regressors of 150 to 500 steps, from the usual LRs;
-the source has an estimate every 4 to 8 steps.
+the sources have an estimate every 4 to 8 steps.
 """
 
 from __future__ import annotations

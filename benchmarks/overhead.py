@@ -50,7 +50,7 @@ class Settings:
     """Trainees, by name."""
     methods: tuple[str, ...] = METHODS
     """Methods; the constant LR is always among them."""
-    method: str | None = None
+    memory_of: str | None = None
     """Train under that one alone and print the peak of the memory, in MiB."""
     output: Path = Path("runs/overhead.json")
     """Where the figures go."""
@@ -59,8 +59,8 @@ class Settings:
 def main(settings: Settings) -> None:
     """Measure, print the table, write the JSON file."""
     torch.set_num_threads(1)
-    if settings.method:
-        print(json.dumps(_peak_memory(settings.trainees[0], settings.method)))
+    if settings.memory_of:
+        print(json.dumps(_peak_memory(settings.trainees[0], settings.memory_of)))
         return
     rows: list[dict[str, Any]] = []
     for name in settings.trainees:
@@ -109,7 +109,7 @@ def _times(name: str, steps: int, methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _memories(name: str, methods: Sequence[str]) -> dict[str, dict[str, float]]:
-    command = [sys.executable, __file__, "--trainees", name, "--method"]
+    command = [sys.executable, __file__, "--trainees", name, "--memory-of"]
     peaks = {
         method: json.loads(
             subprocess.run(

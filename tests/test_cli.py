@@ -208,6 +208,7 @@ def test_evaluate_writes_results_and_report(
         "constant",
         "LR-matched constant",
         "tuned expert",
+        "expert tuned on another seed",
     }
     assert summary["learned: random"]["runs"] == 4
     assert summary["tuned expert"]["geometric_mean_ratio"] == pytest.approx(1.0, abs=1e-4)

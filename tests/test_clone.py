@@ -200,7 +200,8 @@ def test_half_of_the_runs_are_the_policys_own():
     actions, labels = acted(actor, 3000, 40)
 
     means = actions.median(0).values
-    assert ((means - 0.7).abs() < 0.3).float().mean().item() == pytest.approx(0.78, abs=0.1)
+    # In three runs of four the policy takes most of the decisions.
+    assert ((means - 0.7).abs() < 0.3).float().mean().item() == pytest.approx(0.75, abs=0.07)
     assert (means < 0.3).float().mean() > 0.1
     assert torch.stack(labels).abs().max() == 0
 

@@ -33,13 +33,13 @@ from lrenv.training.runfolder import read_state, read_tensors, write_state, writ
 from lrenv.training.settings import GeneralistSettings
 
 _KICK_RATE = 0.04
-_OFFSET_RATE = 0.05
+_OFFSET_RATE = 0.05  # a decision, as the kicks
 _START_KICKS = 4
 _KICK_START = 3
 _CHUNK = 20
-_HELD_OUT = 10
-_CHECK_EVERY = 100
-_PART = 256
+_HELD_OUT_ONE_IN = 10
+_CHECK_EVERY = 100  # optimizer steps
+_PART = 256  # runs that are read at once
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Demonstrator:
         self._expert_share = torch.ones(n_runs)
         if actor:
             self._expert_share = (2 * self._uniform(n_runs) - 1).clamp_min(0.0)
-        # The policy's own runs are those of policies that are a little bolder or shyer.
+        # The policy acts with a small constant shift of its actions in each run.
         self._bias = 0.1 * self._normal(n_runs)
         self._offset = self._draw_offset(n_runs)
         # A third of the runs leave the start for an LR far too low or too high: e^-8 to e^4 of it.
@@ -111,7 +111,7 @@ class _Demonstrator:
         return action
 
     def _draw_offset(self, n: int) -> Tensor:
-        """Of the log LR: none for half of the runs, mostly down for the others."""
+        """Offsets of the log LR: 0 for half of the runs, mostly negative for the others."""
         some = (1.5 * self._normal(n) - 1.0).clamp(-6.0, 1.0)
         return torch.where(self._uniform(n) < 0.5, some, 0.0)
 
@@ -195,11 +195,20 @@ def clone(
 ) -> None:
     """Train the actor by all rounds of cloning, from a start where there is one.
 
-    Goes on after the last complete round.
+    The last tenth of the tasks is held out, see :func:`fit`. Goes on after the last complete round.
+
+    Raises:
+        InputError: There are fewer than two tasks.
     """
+    n_tasks = len(demonstrated_tasks(settings)) if settings.rounds else 2
+    if n_tasks < 2:
+        raise InputError(
+            f"Expected at least 2 tasks of at most {settings.longest_demonstration} steps, got "
+            f"{n_tasks}; raise tasks or longest_demonstration."
+        )
     if start:
         actor.start_from(start.actor)
-    n_held_out = settings.group * max(1, len(demonstrated_tasks(settings)) // _HELD_OUT)
+    n_held_out = settings.group * max(1, n_tasks // _HELD_OUT_ONE_IN)
     data: list[tuple[Demonstrations, Demonstrations]] = []
     for round_ in range(settings.rounds):
         new = collect(folder, round_, actor if round_ or start else None, settings, workers)
@@ -238,7 +247,7 @@ def fit(
         rise = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = peak * rise * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-        loss = _error(actor, data, index)
+        loss = _errors(actor, data, index).sum() / data.mask[index].sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
@@ -258,16 +267,17 @@ def fit(
 
 @torch.no_grad()
 def label_error(actor: Head, data: Demonstrations) -> float:
-    """Mean smooth-L1 error of an actor's actions, a unit of which is a factor of e² in the LR."""
+    """Mean over decisions of the smooth-L1 error (β = 0.1) of an actor's actions."""
     parts = torch.arange(len(data.tokens)).split(_PART)
-    return sum(_error(actor, data, rows).item() * len(rows) for rows in parts) / len(data.tokens)
+    errors = (_errors(actor, data, rows).sum().item() for rows in parts)
+    return sum(errors) / data.mask.sum().item()
 
 
-def _error(actor: Head, data: Demonstrations, rows: Tensor) -> Tensor:
-    mask = data.mask[rows]
+def _errors(actor: Head, data: Demonstrations, rows: Tensor) -> Tensor:
+    """Error of each decision of some runs, 0 behind their ends; ``(len(rows), t)``."""
     actions = actor(data.tokens[rows])
-    error = F.smooth_l1_loss(actions, data.labels[rows], reduction="none", beta=0.1)
-    return (error * mask).sum() / mask.sum()
+    errors = F.smooth_l1_loss(actions, data.labels[rows], reduction="none", beta=0.1)
+    return errors * data.mask[rows]
 
 
 def _batches(data: Demonstrations, size: int, n_steps: int, seed: int) -> Iterator[Tensor]:

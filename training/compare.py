@@ -124,7 +124,12 @@ class ExpertsPart:
 
 @dataclass(frozen=True)
 class OtherSeedPart:
-    """The expert that was tuned on another seed: what a search does for the runs that follow it."""
+    """The expert that was tuned on another seed: how good it still is when the seed changes."""
+
+    @staticmethod
+    def searched(task: Task) -> Task:
+        """The task whose tuned expert is taken over."""
+        return replace(task, seed=task.seed + 1)
 
     @property
     def key(self) -> list[Any]:
@@ -133,7 +138,7 @@ class OtherSeedPart:
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
-        other = search_experts(replace(task, seed=task.seed + 1))
+        other = search_experts(self.searched(task))
         plan = (OTHER_SEED, other.kinds[other.best], other.peaks[other.best])
         return _run_schedules(task, name, [plan], search)
 

@@ -152,10 +152,14 @@ def compare_all(
     sets = {task.data: load_data(task.data) for _, task in jobs}
     notes = {key: f"{data.name}, {data.note}" for key, data in sets.items()}
     console.print("\n".join(f"Data: {note}" for note in dict.fromkeys(notes.values())))
-    searches = search_all([task for _, task in jobs], workers)
+    tasks = [task for _, task in jobs]
+    if any(isinstance(part, OtherSeedPart) for part in parts):
+        tasks += [OtherSeedPart.searched(task) for task in tasks]
+    tasks = list(dict.fromkeys(tasks))
+    searches = dict(zip(tasks, search_all(tasks, workers), strict=True))
     todo = [
-        (sets[task.data].name, task, name, search, part)
-        for (name, task), search in zip(jobs, searches, strict=True)
+        (sets[task.data].name, task, name, searches[task], part)
+        for name, task in jobs
         for part in parts
     ]
     paths = [

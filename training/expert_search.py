@@ -59,8 +59,8 @@ class SearchResult:
     def log_schedule(self, total_steps: int, sharpness: float = 0.02) -> Tensor:
         """Log LR at every step, averaged over the experts close to the best, ``(total_steps,)``.
 
-        An expert whose log loss, of at least ``FLOOR``, is worse by ``sharpness`` weighs e times
-        less.
+        Losses below ``FLOOR`` count as it. An expert whose log loss is worse by ``sharpness``
+        weighs e times less.
         """
         losses = torch.tensor(self.val_loss, dtype=torch.float64).clamp_min(FLOOR)
         weights = torch.softmax(-torch.log(losses) / sharpness, 0)

@@ -63,7 +63,7 @@ class Workers:
 
         Args:
             function: A function of a module that every worker can import.
-            items: Arguments that differ from call to call; read a few calls ahead.
+            items: Arguments that differ from call to call; read up to 16 a CPU ahead.
             shared: Arguments that all calls share; each travels to a machine once.
 
         Yields:

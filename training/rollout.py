@@ -136,7 +136,7 @@ class NetworkChoice:
 def recovery_label(
     log_schedule: Tensor, controller: Controller, offset: Tensor | float = 0.0
 ) -> Tensor:
-    """The action that brings each run to the expert's LR in the coming interval, ``(r,)``.
+    """The action that brings each run to e^offset of the expert's next LR, ``(r,)``.
 
     DAgger's label (Ross et al. 2011): log of the tuned expert's LR at this time over the current.
 

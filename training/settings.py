@@ -44,7 +44,8 @@ class GeneralistSettings:
     hidden: tuple[str, ...] = ()
     """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 320
-    """Training tasks, each with its tuned expert."""
+    """Training tasks, each with its tuned expert; a tenth of those demonstrated tells when to stop
+    cloning."""
     held_out: int = 24
     """Further training tasks that the export is selected on; as many again measure it."""
     group: int = 16

@@ -47,8 +47,7 @@ class HiDLR(LRScheduler):
     (Hi-DLR, equation 5). Groups are the optimizer's own; :func:`group_parameters` makes them. What
     it really does: it follows the best LR for the *next* step on *this* batch, which is known to be
     too greedy on noisy batches, and knows nothing of the steps that are left. The sources estimate
-    every 4 to 8 steps; every 20 costs less and, being less greedy, does better
-    (benchmarks/gen_interval.py).
+    every 4 to 8 steps; every 20 costs less and does better (benchmarks/gen_interval.py).
 
     A probe costs a forward pass. At these steps alone the parameters exist three times.
 
