@@ -98,7 +98,7 @@ def main(settings: Settings) -> None:
 def _measure(
     data: Demonstrations, held_out: Demonstrations, hidden: tuple[str, ...], settings: Settings
 ) -> list[float]:
-    """Error of the labels of each task held out, in units of a factor of e² in the LR."""
+    """Error of the labels of each task held out, see ``label_error``."""
     torch.manual_seed(RECIPE.seed)
     actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
     with SummaryWriter(str(settings.output / "tensorboard")) as writer:

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import save_policy
+from lrenv.policies.frozen import save_policy, shipped_policies
 from lrenv.policies.network import Head
 from lrenv.trainees.language_model import load_language_model
 from lrenv.trainees.tasks import load_data
@@ -217,6 +217,17 @@ def test_evaluate_writes_results_and_report(
     learned = [r["val_loss"] for r in results["runs"] if r["method"] == "learned: random"]
     assert learned[0] == learned[1]
     assert (out / "report.html").stat().st_size > 10**6
+
+
+def test_policies_are_listed_with_the_default_first(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["policies"])
+    rows = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    serves = {name.strip(): what for name, what in rows if name.strip()}
+
+    assert sorted(serves) == shipped_policies()
+    assert next(iter(serves)) == "default"
+    assert "any model" in serves["mlp"]
+    assert "two layers" in serves["cosine-bc"]
 
 
 def test_help_loads_nothing_heavy() -> None:

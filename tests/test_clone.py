@@ -287,6 +287,15 @@ def test_cloning_goes_on_from_a_start(tmp_path, demonstrated, monkeypatch):
     assert torch.equal(weights(kept), weights(start.actor))
 
 
+def test_one_task_alone_is_refused(tmp_path, demonstrated):
+    lengths = sorted(training_task(i, SETTINGS.family).spec.total_steps for i in range(21))
+    assert lengths[0] < lengths[1]
+    settings = replace(SETTINGS, longest_demonstration=lengths[0])
+
+    with pytest.raises(InputError, match=r"at least 2 tasks of at most .* steps, got 1; raise"):
+        clone.clone(tmp_path, new_actor(), settings, MagicMock())
+
+
 def test_a_start_may_read_fewer_features():
     torch.manual_seed(7)
     few = [name for name in FEATURES if not name.startswith(("dog", "lc_"))]

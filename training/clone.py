@@ -200,14 +200,16 @@ def clone(
     Raises:
         InputError: There are fewer than two tasks.
     """
-    n_tasks = len(demonstrated_tasks(settings)) if settings.rounds else 2
+    if start:
+        actor.start_from(start.actor)
+    if not settings.rounds:
+        return
+    n_tasks = len(demonstrated_tasks(settings))
     if n_tasks < 2:
         raise InputError(
             f"Expected at least 2 tasks of at most {settings.longest_demonstration} steps, got "
             f"{n_tasks}; raise tasks or longest_demonstration."
         )
-    if start:
-        actor.start_from(start.actor)
     n_held_out = settings.group * max(1, n_tasks // _HELD_OUT_ONE_IN)
     data: list[tuple[Demonstrations, Demonstrations]] = []
     for round_ in range(settings.rounds):

@@ -25,6 +25,5 @@ def _place(policy: FrozenPolicy) -> tuple[bool, bool, str]:
 def _serves(policy: FrozenPolicy) -> str:
     if policy.preset == "classic":
         return "models of two layers"
-    return (
-        "any model; taken unless another is named" if policy.name == DEFAULT_POLICY else "any model"
-    )
+    default = "; taken unless another is named" if policy.name == DEFAULT_POLICY else ""
+    return f"any model{default}"
