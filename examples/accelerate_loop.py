@@ -18,7 +18,7 @@ model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.pa
 # an epoch ends with an optimizer step, be it of fewer batches
 steps = EPOCHS * -(-len(loader) // accelerator.gradient_accumulation_steps)
 # It counts optimizer steps itself, in every process: there is no need to prepare it.
-scheduler = LearnedLR(optimizer, total_steps=steps)
+scheduler = LearnedLR(optimizer, total_steps=steps, steps_per_epoch=steps / EPOCHS)
 
 for epoch in range(EPOCHS):
     for x, y in loader:

@@ -27,7 +27,9 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer and the scheduler, which steps behind every optimizer step."""
         optimizer = torch.optim.AdamW(self.parameters())
-        scheduler = LearnedLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = steps / (self.trainer.max_epochs or 1)
+        scheduler = LearnedLR(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -11,7 +11,13 @@ EPOCHS, BATCH = 6, 64
 torch.manual_seed(0)
 inputs = torch.randn(2048, 20)
 labels = (inputs[:, :10].square().sum(1) > inputs[:, 10:].square().sum(1)).long()
-steps = EPOCHS * -(-len(inputs) // BATCH)
+per_epoch = -(-len(inputs) // BATCH)
+schedule = LRScheduler(
+    policy=LearnedLR,
+    total_steps=EPOCHS * per_epoch,
+    steps_per_epoch=per_epoch,
+    step_every="batch",
+)
 
 net = NeuralNetClassifier(
     nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2)),
@@ -20,7 +26,7 @@ net = NeuralNetClassifier(
     max_epochs=EPOCHS,
     batch_size=BATCH,
     train_split=None,
-    callbacks=[LRScheduler(policy=LearnedLR, total_steps=steps, step_every="batch")],
+    callbacks=[schedule],
 )
 net.fit(inputs, labels)
 print("loss", net.history[-1, "train_loss"])

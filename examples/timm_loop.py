@@ -16,7 +16,8 @@ images[labels == 1] += 0.3
 
 model = timm.create_model("test_vit", num_classes=2, img_size=32, pretrained=False)
 optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.75)
-scheduler = TimmScheduler(LearnedLR(optimizer, total_steps=EPOCHS * PER_EPOCH))
+steps = EPOCHS * PER_EPOCH
+scheduler = TimmScheduler(LearnedLR(optimizer, total_steps=steps, steps_per_epoch=PER_EPOCH))
 
 num_updates = 0
 for epoch in range(EPOCHS):

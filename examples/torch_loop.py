@@ -12,7 +12,7 @@ labels = (inputs[:, :10].square().sum(1) > inputs[:, 10:].square().sum(1)).long(
 
 model = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 2))
 optimizer = torch.optim.AdamW(model.parameters())  # its LR is a hint that changes nothing
-scheduler = LearnedLR(optimizer, total_steps=STEPS)
+scheduler = LearnedLR(optimizer, total_steps=STEPS, steps_per_epoch=len(inputs) / BATCH)
 
 for step in range(STEPS):
     index = torch.randint(len(inputs), (BATCH,))

@@ -17,6 +17,7 @@ from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relativ
 from lrenv.decisions import (
     MAX_DECISIONS,
     DecisionPlan,
+    check_steps_per_epoch,
     check_total_steps,
     classic_plan,
     scale_free_plan,
@@ -97,6 +98,7 @@ class Controller:
         n_runs: Runs in lockstep.
         preset: ``"scale-free"`` or ``"classic"``.
         device: Where the runs live.
+        steps_per_epoch: Optimizer steps in a pass over the training data, where that is known.
         average: Averages losses over the processes of a job.
         total: Sums over processes, where each of them has a shard of the parameters.
     """
@@ -108,18 +110,21 @@ class Controller:
         n_runs: int = 1,
         preset: Preset = "scale-free",
         device: torch.device | str = "cpu",
+        steps_per_epoch: float | None = None,
         average: Callable[[Tensor], Tensor] = lambda losses: losses,
         total: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise InputError(f"Expected preset to be one of {PRESETS}, got {preset!r}.")
+        check_steps_per_epoch(steps_per_epoch)
         self.preset = preset
         self.plan: DecisionPlan
         self.observer: ScaleFreeObserver | ClassicObserver
         if preset == "classic":
             self.plan, self.observer = classic_plan(total_steps), ClassicObserver()
         else:
-            self.plan, self.observer = scale_free_plan(total_steps), ScaleFreeObserver(traits)
+            self.plan = scale_free_plan(total_steps)
+            self.observer = ScaleFreeObserver(traits, steps_per_epoch)
         first = CLASSIC_RANGE[0] if preset == "classic" else PROBE_LR
         self.step = 0
         self.deciding = False

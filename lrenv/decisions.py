@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from bisect import bisect_right
 from dataclasses import dataclass
+from numbers import Real
 
 from lrenv.errors import InputError
 
@@ -63,6 +65,16 @@ def check_total_steps(total_steps: int, least: int) -> int:
             f"got {total_steps!r}; pass the number of optimizer steps of the whole run."
         )
     return steps
+
+
+def check_steps_per_epoch(steps: float | None) -> None:
+    """Raise :class:`InputError` if a number of optimizer steps in an epoch is not positive."""
+    known = isinstance(steps, Real) and not isinstance(steps, bool)
+    if steps is not None and not (known and 0 < steps < math.inf):
+        raise InputError(
+            f"Expected steps_per_epoch to be a positive number of optimizer steps, got {steps!r}; "
+            "pass len(loader), less where batches are accumulated, or None."
+        )
 
 
 def scale_free_plan(total_steps: int) -> DecisionPlan:

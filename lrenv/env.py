@@ -21,7 +21,7 @@ from lrenv.trainees.base import Trainee
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import Task, load_data
+from lrenv.trainees.tasks import Task
 from lrenv.window import WINDOW, StepWindow
 
 Observation = NDArray[np.float32]
@@ -144,7 +144,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _new_episode(self, seed: int) -> Episode[SingleTrainee]:
         trainee = build_trainee(replace(self._task, seed=seed))
-        return Episode(trainee, self._preset, [self._reward], steps_per_epoch(self._task))
+        return Episode(trainee, self._preset, [self._reward])
 
     def _observation(self) -> Observation:
         return self._episode.observation()[0].numpy().astype(np.float32, copy=False)
@@ -165,11 +165,6 @@ def draw_run_seed(generator: np.random.Generator, options: dict[str, Any] | None
     """Draw the seed of a run, or take the one that the options name."""
     drawn = int(generator.integers(2**31))
     return int((options or {}).get("trainee_seed", drawn))
-
-
-def steps_per_epoch(task: Task) -> float:
-    """Optimizer steps in a pass over the training data of a task."""
-    return len(load_data(task.data).x_train) / task.spec.batch_size
 
 
 def outcome_info(outcome: Outcome, row: int, step: int) -> dict[str, Any]:

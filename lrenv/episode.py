@@ -55,15 +55,16 @@ class Episode(Generic[T]):
         trainee: One run or several in lockstep; fresh.
         preset: Preset of observation and action.
         rewards: The reward of each run.
-        steps_per_epoch: Optimizer steps in a pass over the training data.
     """
 
-    def __init__(
-        self, trainee: T, preset: Preset, rewards: Sequence[Reward], steps_per_epoch: float
-    ) -> None:
-        self.trainee, self._rewards, self._per_epoch = trainee, rewards, steps_per_epoch
+    def __init__(self, trainee: T, preset: Preset, rewards: Sequence[Reward]) -> None:
+        self.trainee, self._rewards = trainee, rewards
         self.controller = Controller(
-            trainee.total_steps, trainee.traits, trainee.n_runs, preset=preset
+            trainee.total_steps,
+            trainee.traits,
+            trainee.n_runs,
+            preset=preset,
+            steps_per_epoch=trainee.steps_per_epoch,
         )
         self._best_val = torch.full((trainee.n_runs,), torch.inf)
 
@@ -112,7 +113,7 @@ class Episode(Generic[T]):
             window=self.controller.observer.window.row(row),
             val_loss=float(val_loss[row]),
             best_val_loss=float(self._best_val[row]),
-            epoch=self.controller.step / self._per_epoch,
-            max_epoch=self.trainee.total_steps / self._per_epoch,
+            epoch=self.controller.step / self.trainee.steps_per_epoch,
+            max_epoch=self.trainee.total_steps / self.trainee.steps_per_epoch,
             done=self.controller.done,
         )

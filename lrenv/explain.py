@@ -19,6 +19,7 @@ from lrenv.policies.network import Block, CausalTransformer
 
 SIGNALS: dict[str, tuple[str, ...]] = {
     "progress": ("left", "log_left", "interval_share"),
+    "epochs": ("epoch",),
     "optimizer": ("optimizer_",),
     "training loss": ("loss", "window_loss"),
     "validation loss": ("val_",),

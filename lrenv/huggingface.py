@@ -34,7 +34,8 @@ def use_learned_lr(
     The trainer makes its scheduler anew for every training, as it always does, but a
     :class:`LearnedLR` of the length of that training; one that was given to it in ``optimizers=``
     stays. The scheduler is told the loss of every optimizer step, over all accumulated batches, and
-    the loss of every evaluation (of several data sets at once, none). Checkpoints hold its state,
+    the loss of every evaluation (of several data sets at once, none), and the length of an epoch
+    where the training data have one. Checkpoints hold its state,
     and ``learning_rate`` is logged as ever; ``learning_rate``, ``lr_scheduler_type`` and
     ``warmup_steps`` of the arguments count for nothing.
 
@@ -61,13 +62,25 @@ def use_learned_lr(
     ) -> LearnedLR:
         if host.lr_scheduler is None:
             optimizer = host.optimizer if optimizer is None else optimizer
-            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded, **kwargs)
+            options = {"steps_per_epoch": _steps_per_epoch(host), **kwargs}
+            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded, **options)
             host._created_lr_scheduler = True
         scheduler: LearnedLR = host.lr_scheduler
         return scheduler
 
     host.create_scheduler = create_scheduler
     host.add_callback(_Reporter(host))
+
+
+def _steps_per_epoch(trainer: Any) -> float | None:
+    """Optimizer steps in a pass over a trainer's training data, where that has a length."""
+    args: TrainingArguments = trainer.args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    try:
+        n_examples = len(trainer.train_dataset)
+    except TypeError:  # a stream, or none
+        return None
+    return n_examples / batch if n_examples else None
 
 
 class _Reporter(TrainerCallback):

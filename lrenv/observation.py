@@ -65,11 +65,16 @@ FEATURES: tuple[str, ...] = (
     *(f"window_grad_norm_{i}" for i in range(_LAYER_PATCHES)),
     *(f"window_lc_{i}" for i in range(_LAYER_PATCHES)),
     "dog",
+    "epochs_known",
+    "epochs",
+    "epoch",
 )
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
 
-_LEFT, _LOG_LEFT, _SHARE = map(FEATURES.index, ("left", "log_left", "interval_share"))
+_LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(
+    FEATURES.index, ("left", "log_left", "interval_share", "epochs_known", "epochs")
+)
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,13 @@ class ScaleFreeObserver:
 
     Args:
         traits: What is known of the optimizer.
+        steps_per_epoch: Optimizer steps in a pass over the training data, where that is known.
     """
 
-    def __init__(self, traits: OptimizerTraits) -> None:
+    def __init__(self, traits: OptimizerTraits, steps_per_epoch: float | None = None) -> None:
         self.window = StepWindow()
         self.tokens: list[Tensor] = []
-        self._traits = traits
+        self._traits, self._per_epoch = traits, steps_per_epoch
         self._early: list[Interval] = []
         self._memo: dict[str, Tensor] = {}
 
@@ -130,6 +136,7 @@ class ScaleFreeObserver:
         self._early = []
         rows = {
             **self._progress(interval),
+            **self._epochs(interval),
             **self._losses(interval),
             **self._validation(interval),
             **self._lr(interval),
@@ -167,6 +174,7 @@ class ScaleFreeObserver:
             left = 1 - (1 - token[:, _LEFT] / 2 - 0.5) * ratio
             token[:, _LEFT] = 2 * left - 1
             token[:, _LOG_LEFT] = 1 + torch.log10(left.clamp_min(1e-3))
+            token[:, _EPOCHS] -= token[:, _EPOCHS_KNOWN] * math.log(ratio)
             token[:, _SHARE] = (token[:, _SHARE] * ratio * n / kept).clamp_max(CLIP)
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,6 +220,16 @@ class ScaleFreeObserver:
             "optimizer_known": traits.known,
             "optimizer_adaptive": traits.adaptive * traits.known,
             "optimizer_momentum": -torch.log10((1 - traits.momentum).clamp_min(1e-4)),
+        }
+
+    def _epochs(self, interval: Interval) -> dict[str, float]:
+        """Passes over the training data: log of those of the whole run, and those behind."""
+        if self._per_epoch is None:
+            return {"epochs_known": 0.0, "epochs": 0.0, "epoch": 0.0}
+        return {
+            "epochs_known": 1.0,
+            "epochs": math.log(interval.total_steps / self._per_epoch),
+            "epoch": math.log1p(interval.end / self._per_epoch),
         }
 
     def _losses(self, interval: Interval) -> dict[str, Tensor]:

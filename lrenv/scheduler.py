@@ -37,7 +37,7 @@ class LearnedLR(LRScheduler):
     first group's being the unit, times its ``lr_scale`` where it has one.
 
     ```python
-    scheduler = LearnedLR(optimizer, total_steps=1000)
+    scheduler = LearnedLR(optimizer, total_steps=1000, steps_per_epoch=len(loader))
     for x, y in batches:
         loss = loss_function(model(x), y)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
@@ -58,6 +58,9 @@ class LearnedLR(LRScheduler):
             :meth:`set_total_steps` changes it. None for a run without an end: the LR stays high
             until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
+        steps_per_epoch: Optimizer steps in a pass over the training data, such as ``len(loader)``;
+            may be less than one, or a fraction. None where there are no passes, or nobody knows:
+            the policy then cannot tell much data from little that is learned by heart.
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
             its last good weights. Costs two copies of the trained parameters, the buffers and the
             optimizer's state; they are not saved, so that a resumed run starts without any.
@@ -71,7 +74,7 @@ class LearnedLR(LRScheduler):
             did: ``guard`` is why it cut the LR, None if it did not.
 
     Raises:
-        InputError: ``total_steps`` or the optimizer's LRs cannot be used.
+        InputError: ``total_steps``, ``steps_per_epoch`` or the optimizer's LRs cannot be used.
         PolicyFileError: The policy cannot be loaded.
     """
 
@@ -80,6 +83,7 @@ class LearnedLR(LRScheduler):
         optimizer: Optimizer,
         total_steps: int | None,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
+        steps_per_epoch: float | None = None,
         rollback: nn.Module | None = None,
         layerwise: Literal["lc"] | None = None,
         last_epoch: int = -1,
@@ -111,6 +115,7 @@ class LearnedLR(LRScheduler):
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
+            steps_per_epoch=steps_per_epoch,
             average=processes.mean,
             total=processes.total_of(params),
         )

@@ -1,7 +1,7 @@
 """``LearnedLR`` as timm's training loop calls a scheduler.
 
 ```python
-scheduler = TimmScheduler(LearnedLR(optimizer, total_steps))
+scheduler = TimmScheduler(LearnedLR(optimizer, total_steps, steps_per_epoch=per_epoch))
 scheduler.step_update(num_updates, metric=loss)  # behind every optimizer step
 scheduler.step(epoch, metric)  # at the end of an epoch: does nothing
 ```

@@ -23,7 +23,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from lrenv.controller import Preset
-from lrenv.env import draw_run_seed, observation_space, outcome_info, steps_per_epoch
+from lrenv.env import draw_run_seed, observation_space, outcome_info
 from lrenv.episode import Episode
 from lrenv.errors import InputError
 from lrenv.rewards import Reward, build_reward
@@ -144,8 +144,7 @@ class RunSlots:
         trainee = BatchedTrainee(
             [t.spec for t in tasks], load_data(tasks[0].data), [t.seed for t in tasks]
         )
-        per_epoch = steps_per_epoch(tasks[0])
-        episode = Episode(trainee, self._preset, [self._reward_of(t) for t in tasks], per_epoch)
+        episode = Episode(trainee, self._preset, [self._reward_of(t) for t in tasks])
         episode.start()
         self.observations[list(slots)] = episode.observation().numpy()
         self._groups.append(_Group(episode, list(slots)))

@@ -268,8 +268,8 @@ def test_state_saved_at_any_step_goes_on_with_the_same_lrs(scripted_run, tmp_pat
 @pytest.mark.parametrize(("first", "at", "then"), [(100, 30, 400), (100, 99, 130), (400, 30, 60)])
 def test_a_run_gets_another_length(scripted_run, preset, first, at, then):
     run = scripted_run(n_layers=2)
-    controller = Controller(first, run.traits, preset=preset)
-    whole = Controller(then, run.traits, preset=preset)
+    controller = Controller(first, run.traits, preset=preset, steps_per_epoch=20)
+    whole = Controller(then, run.traits, preset=preset, steps_per_epoch=20)
 
     while not controller.done:
         loss = run.backward()
@@ -292,7 +292,7 @@ def test_a_run_gets_another_length(scripted_run, preset, first, at, then):
     assert [e for e in ends if e > at] == [e for e in whole.plan.ends if e > at]
     if preset == "scale-free":
         seen, expected = (torch.cat(c.observer.tokens)[-5:] for c in (controller, whole))
-        names = ("left", "log_left", "interval_share")
+        names = ("left", "log_left", "interval_share", "epochs", "epoch")
         columns = [FEATURES.index(name) for name in names]
         torch.testing.assert_close(seen[:, columns], expected[:, columns])
         assert len(controller.observer.tokens) <= MAX_DECISIONS + 1

@@ -15,7 +15,7 @@ def trainee(tiny_data) -> SingleTrainee:
 
 
 def start(trainee: SingleTrainee, preset: str) -> Episode[SingleTrainee]:
-    episode = Episode(trainee, preset, [build_reward("improvement")], 8.0)
+    episode = Episode(trainee, preset, [build_reward("improvement")])
     episode.start()
     return episode
 

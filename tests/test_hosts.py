@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 import subprocess
@@ -29,6 +30,7 @@ from transformers import (
 
 from lrenv import InputError, LearnedLR
 from lrenv.huggingface import use_learned_lr
+from lrenv.observation import FEATURES
 
 STEPS = 24
 
@@ -106,7 +108,8 @@ def test_a_training_resumes_exactly(tmp_path: Path) -> None:
 
 def test_a_scheduler_may_be_given_to_the_trainer(tmp_path: Path) -> None:
     made, given = hf_trainer(tmp_path), hf_trainer(tmp_path)
-    given.lr_scheduler = LearnedLR(given.create_optimizer(), STEPS)
+    optimizer = given.create_optimizer()
+    given.lr_scheduler = LearnedLR(optimizer, STEPS, steps_per_epoch=len(sequences()) / 8)
     for trainer in (made, given):
         use_learned_lr(trainer)
         trainer.train()
@@ -114,6 +117,20 @@ def test_a_scheduler_may_be_given_to_the_trainer(tmp_path: Path) -> None:
     assert given.lr_scheduler.controller.done
     seen, expected = ([d["lr"] for d in t.lr_scheduler.decisions] for t in (given, made))
     assert seen == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_training_on_a_stream_has_no_epochs(tmp_path: Path) -> None:
+    known, unknown = hf_trainer(tmp_path), hf_trainer(tmp_path)
+    unknown.train_dataset = sequences().to_iterable_dataset()
+    for trainer in (known, unknown):
+        use_learned_lr(trainer)
+        trainer.train()
+
+    first, stream = (t.lr_scheduler.controller.observer.tokens[0][0] for t in (known, unknown))
+    column = FEATURES.index("epochs_known")
+    assert first[column] == 1
+    assert first[column + 1].item() == pytest.approx(math.log(STEPS * 8 / len(sequences())))
+    assert stream[column] == 0
 
 
 def test_another_scheduler_is_refused(tmp_path: Path) -> None:

@@ -189,6 +189,21 @@ def test_progress_lr_and_window_by_hand():
     assert value(made, "grad_norm_median") == pytest.approx(0.0, abs=1e-6)
 
 
+def test_epochs_by_hand():
+    made = ScaleFreeObserver(observer()._traits, steps_per_epoch=12.5)
+    made.update(interval([1.0]), torch.ones(1))
+    made.update(interval([2.0] * 24, start=1), torch.ones(1))
+
+    seen = {name: value(made, name) for name in ("epochs_known", "epochs", "epoch")}
+    assert seen == pytest.approx({"epochs_known": 1, "epochs": math.log(8), "epoch": math.log(3)})
+
+
+def test_unknown_epochs_are_masked(scripted_run):
+    seen = tokens(observe(scripted_run()))
+
+    assert seen[:, [i for i, name in enumerate(FEATURES) if "epoch" in name]].abs().max() == 0
+
+
 def test_geometry_by_hand():
     """Two steps back and forth in nine: a path of 1 + 9 · 2 and a distance of 0.5."""
     made, first = observer(), interval([1.0])

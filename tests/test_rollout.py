@@ -34,15 +34,17 @@ def waver(token: Tensor, controller: Controller) -> Tensor:
     return sign / (controller.step + 1)
 
 
-def test_signals_are_dropped_for_half_and_a_tenth_of_the_runs():
+def test_signals_are_dropped_for_a_share_of_the_runs():
     mask = drop_signals(20_000, generator())
 
     no_val = mask[:, VAL_COLUMNS] == 0
     unknown = mask[:, [COLUMN[f"optimizer_{k}"] for k in ("known", "adaptive", "momentum")]] == 0
-    for dropped, share in [(no_val, 0.5), (unknown, 0.1)]:
+    no_epochs = mask[:, [COLUMN[name] for name in ("epochs_known", "epochs", "epoch")]] == 0
+    for dropped, share in [(no_val, 0.5), (no_epochs, 0.25), (unknown, 0.1)]:
         assert torch.equal(dropped.all(1), dropped.any(1))
         assert dropped.float().mean().item() == pytest.approx(share, abs=0.02)
-    others = [i for i, name in enumerate(FEATURES) if not name.startswith(("val_", "optimizer_"))]
+    some = ("val_", "optimizer_", "epoch")
+    others = [i for i, name in enumerate(FEATURES) if not name.startswith(some)]
     assert mask[:, others].min() == 1
     assert len(VAL_COLUMNS) == 3
 

@@ -38,7 +38,7 @@ def test_environment_and_scheduler_agree_bit_for_bit(
 
     task = build_task("mlp-mnist-classic", STEPS, OptimizerSpec(optimizer), seed=5)
     trainee = build_trainee(task)
-    scheduler = LearnedLR(trainee.optimizer, STEPS, policy)
+    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, trainee.steps_per_epoch)
     ends = set(scheduler.controller.plan.ends)
     for step in range(STEPS):
         loss = trainee.backward()
@@ -124,6 +124,15 @@ def test_bad_unit(policy: FrozenPolicy) -> None:
         LearnedLR(optimizer, 10, policy)
 
 
+@pytest.mark.parametrize("bad", [0, -1.0, float("inf"), float("nan"), "32", True])
+def test_what_is_no_number_of_steps_in_an_epoch_is_refused(policy: FrozenPolicy, bad) -> None:
+    _, optimizer = small_job()
+    with pytest.raises(
+        InputError, match=r"positive number of optimizer steps, got .*len\(loader\)"
+    ):
+        LearnedLR(optimizer, 100, policy, steps_per_epoch=bad)
+
+
 def test_what_is_no_optimizer_loss_or_model_is_refused(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     with pytest.raises(InputError, match="Expected a torch optimizer, got a Sequential"):
@@ -159,7 +168,7 @@ def test_classic_policy_refuses_another_architecture(tmp_path: Path) -> None:
     from lrenv.trainees.tasks import load_data
 
     trainee = SingleTrainee(spec, load_data(task.data), 0)
-    scheduler = LearnedLR(trainee.optimizer, STEPS, policy)
+    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, trainee.steps_per_epoch)
     loss = trainee.backward()
     trainee.optimizer.step()
     with pytest.raises(InputError, match="Expected a trainee of 2 layers"):

@@ -28,6 +28,10 @@ class Trainee(Run, Protocol):
         """Length of a run in optimizer steps."""
 
     @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps in a pass over the training data."""
+
+    @property
     def traits(self) -> OptimizerTraits:
         """What a policy is told of the optimizer."""
 

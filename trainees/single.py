@@ -50,6 +50,11 @@ class SingleTrainee:
         return self.spec.total_steps
 
     @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps in a pass over the training data."""
+        return len(self.dataset.x_train) / self.spec.batch_size
+
+    @property
     def traits(self) -> OptimizerTraits:
         """What a policy is told of the optimizer."""
         return traits_of(self.optimizer)

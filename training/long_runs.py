@@ -147,7 +147,9 @@ def run_once(
         return {**read_json(path), "method": method.label}
     trainee, total = build_trainee(task, settings.device), task.spec.total_steps
     rates = schedule(method.driver, total, method.peak) if method.peak else []
-    scheduler = LearnedLR(trainee.optimizer, total, policy) if policy else None
+    scheduler = None
+    if policy:
+        scheduler = LearnedLR(trainee.optimizer, total, policy, trainee.steps_per_epoch)
     losses, used, spent = [], [], 0.0
     halfway: float | None = None
     with progress_bar() as bar:

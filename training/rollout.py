@@ -25,6 +25,7 @@ VALIDATION_EXAMPLES = 256
 """Examples of the validation split that the policy's signal is computed on."""
 
 VAL_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("val_")]
+_EPOCH_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("epoch")]
 _OPTIMIZER_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("optimizer_")]
 
 Choose = Callable[[Tensor, Controller], Tensor]
@@ -51,13 +52,16 @@ class Rollout:
 def drop_signals(n_runs: int, generator: torch.Generator) -> Tensor:
     """Draw a mask ``(r, f)`` that hides signals some jobs do not give.
 
-    Half the runs see no validation loss, a tenth does not know its optimizer.
+    Half the runs see no validation loss, a quarter does not know its epochs, a tenth its optimizer.
     """
     mask = torch.ones(n_runs, len(FEATURES))
     no_val = torch.rand(n_runs, generator=generator) < 0.5
     unknown = torch.rand(n_runs, generator=generator) < 0.1
+    no_epochs = torch.rand(n_runs, generator=generator) < 0.25
     for column in VAL_COLUMNS:
         mask[no_val, column] = 0.0
+    for column in _EPOCH_COLUMNS:
+        mask[no_epochs, column] = 0.0
     for column in _OPTIMIZER_COLUMNS:
         mask[unknown, column] = 0.0
     return mask
@@ -73,7 +77,9 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
         mask: Signals that each run is given, ``(r, f)``; all by default.
     """
     trainee = BatchedTrainee([task.spec] * n_runs, load_data(task.data), [task.seed] * n_runs)
-    controller = Controller(task.spec.total_steps, trainee.traits, n_runs)
+    controller = Controller(
+        task.spec.total_steps, trainee.traits, n_runs, steps_per_epoch=trainee.steps_per_epoch
+    )
     observer = controller.observer
     assert isinstance(observer, ScaleFreeObserver)
     actions: list[Tensor] = []

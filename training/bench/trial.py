@@ -125,7 +125,9 @@ class TrainTrainee:
         learned = None
         if trial.policy.startswith(LEARNED):
             policy = load_policy(trial.policy.removeprefix(LEARNED))
-            learned = LearnedLR(trainee.optimizer, trial.total_steps, policy)
+            learned = LearnedLR(
+                trainee.optimizer, trial.total_steps, policy, trainee.steps_per_epoch
+            )
         done = 0
         if trial.state:
             trainee.load_state_dict(trial.state["trainee"])
