@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lrenv.policies.frozen import load_policy
 from lrenv.trainees.families import training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training import clone, generalist
-from lrenv.training.generalist import EXPORT_NAME, summary, train_generalist
+from lrenv.training.generalist import EXPORT_NAME, ppo_tasks, summary, train_generalist
 from lrenv.training.outcome_ppo import OutcomePPO
 from lrenv.training.runfolder import read_state
 from lrenv.training.settings import GeneralistSettings
@@ -195,13 +196,13 @@ def test_other_settings_are_refused(runs):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"groups_per_update": 4, "tasks": 3},
+        {"groups_per_update": 0},
         {"held_out": 0},
         {"tasks": 0},
         {"group": 0},
         {"rounds": 0},
     ],
-    ids=["too few tasks", "none held out", "no tasks", "no runs", "no cloning and no start"],
+    ids=["no groups", "none held out", "no tasks", "no runs", "no cloning and no start"],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
     def reached(*_):
@@ -214,14 +215,14 @@ def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatc
         train_generalist(GeneralistSettings(output=tmp_path, **settings))
 
 
-def test_ppo_rolls_out_short_runs_alone(tmp_path):
+def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
     settings = GeneralistSettings(output=tmp_path, family="mixed", longest_run=300)
-    tasks = [training_task(i, "mixed") for i in range(40)]
-    short = generalist._short_tasks(tasks, settings)
+    first, later = (list(islice(ppo_tasks(settings, n), 20)) for n in (0, 2))
 
-    assert 8 <= len(short) < 40
-    assert max(task.spec.total_steps for task in short) <= 300
-    with pytest.raises(InputError, match=r"at least 8 tasks of at most 9 steps, got 0; raise"):
+    assert first[16:] == later[:4]  # 8 tasks an update
+    assert len({task.key() for task in first + later}) == 36
+    assert max(task.spec.total_steps for task in first + later) <= 300
+    with pytest.raises(InputError, match=r"at most 9 steps for PPO, got 1\d\d and more; raise"):
         train_generalist(replace(settings, longest_run=9))
 
 

@@ -112,18 +112,19 @@ def test_groups_are_joined_and_centred():
             torch.tensor(final),
         )
 
-    groups = [(rollout(3, [1.0, math.e]), 1.0), (rollout(2, [2.0, math.nan, 2.0]), 2.0)]
-
-    batch = join_groups(groups)
+    batch = join_groups([rollout(3, [1.0, math.e]), rollout(2, [2.0, math.nan, 2.0])])
 
     assert batch.tokens.shape == (5, MAX_DECISIONS, 5)
     assert batch.mask.sum(1).tolist() == [3, 3, 2, 2, 2]
     assert batch.group.tolist() == [0, 0, 1, 1, 1]
     assert batch.actions.sum(1).tolist() == pytest.approx([0.9, 0.9, 0.4, 0.4, 0.4])
-    assert batch.log_ratio.tolist() == pytest.approx([0.0, 1.0, 0.0, 2.0, 0.0], abs=1e-6)
+    assert batch.gap.tolist() == pytest.approx([0.0, 1.0, 0.0, 2.0, 0.0], abs=1e-6)
     expected = [0.5, -0.5, 2 / 3, -4 / 3, 2 / 3]
     assert batch.returns.tolist() == pytest.approx(expected, abs=1e-6)
     assert (batch.tokens * (1 - batch.mask)[..., None]).abs().max() == 0
+    diverged = join_groups([rollout(2, [math.nan, math.inf])])
+    assert diverged.gap.tolist() == [2.0, 2.0]
+    assert diverged.returns.tolist() == [0.0, 0.0]
 
 
 def test_the_actor_learns_after_the_warm_up_of_the_critic(tiny_task):
@@ -160,14 +161,14 @@ def test_the_average_follows_the_actor(tiny_task):
     assert not torch.equal(weights(ppo.average), weights(ppo.actor))
 
 
-def test_an_update_returns_the_mean_log_ratio_of_its_runs(tiny_task):
+def test_an_update_returns_the_mean_gap_to_the_best_runs(tiny_task):
     ppo = new_ppo()
     batch = ppo._collect([tiny_task], torch.Generator().manual_seed(0))
 
-    assert ppo.update([tiny_task]) == pytest.approx(batch.log_ratio.mean().item(), abs=1e-6)
+    assert ppo.update([tiny_task]) == pytest.approx(batch.gap.mean().item(), abs=1e-6)
     written = {call.args[0]: call.args[1:] for call in ppo._writer.add_scalar.call_args_list}
-    assert written["charts/log_ratio"] == (pytest.approx(batch.log_ratio.mean().item()), 1)
-    assert set(written) == {"charts/log_ratio", "charts/worst_share", "losses/value"}
+    assert written["charts/gap"] == (pytest.approx(batch.gap.mean().item()), 1)
+    assert set(written) == {"charts/gap", "charts/worst_share", "losses/value"}
 
 
 def test_runs_of_a_group_are_given_the_same_signals(tiny_task):
@@ -246,7 +247,7 @@ def test_an_update_ends_at_the_target_kl(monkeypatch):
         states = ppo._actor_opt.state_dict()["state"].values()
         counts[target] = {int(state["step"]) for state in states}
 
-    assert counts == {-1.0: {1}, 1e9: {6}}
+    assert counts == {-1.0: {1}, 1e9: {3}}
 
 
 def test_state_goes_on_where_it_stopped(tiny_task, tmp_path):

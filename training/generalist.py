@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
 _PLACE = {"output", "workers", "ray_address"}
+_FIRST_PPO_TASK = 10**5  # far behind those that are demonstrated or held out
 
 
 def train_generalist(settings: GeneralistSettings) -> Path:
@@ -56,43 +58,51 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         )
     actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
     n, held_out = settings.tasks, settings.held_out
-    drawn = [training_task(i, settings.family) for i in range(n + 2 * held_out)]
-    tasks, selection, fresh = drawn[:n], drawn[n : n + held_out], drawn[n + held_out :]
-    short = _short_tasks(tasks, settings)
+    drawn = [training_task(i, settings.family) for i in range(n, n + 2 * held_out)]
+    selection, fresh = drawn[:held_out], drawn[held_out:]
+    _check_short_tasks(settings)
     with (
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
         demonstrated = list(demonstrated_tasks(settings).values()) if settings.rounds else []
-        search_all([*dict.fromkeys(demonstrated + short), *selection, *fresh], workers)
+        search_all([*demonstrated, *selection, *fresh], workers)
         clone(folder, actor, settings, writer, workers, start)
         found = {"start": _measure(actor, selection, fresh, workers)}
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
-            counts = fine_tune(folder, actor, short, selection, settings, writer, workers)
+            at_start = found["start"]["selection_tasks"]["geometric_mean"]
+            counts = fine_tune(folder, actor, selection, at_start, settings, writer, workers)
             found["ppo"] = _measure(actor, selection, fresh, workers) | counts
             console.print(f"PPO: {found['ppo']}")
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))
 
 
-def _short_tasks(tasks: list[Task], settings: GeneralistSettings) -> list[Task]:
-    short = [task for task in tasks if task.spec.total_steps <= settings.longest_run]
-    if len(short) < settings.groups_per_update:
+def ppo_tasks(settings: GeneralistSettings, updates: int) -> Iterator[Task]:
+    """The tasks that PPO goes on with behind a number of updates, each of which is new to it."""
+    drawn = (training_task(i, settings.family) for i in count(_FIRST_PPO_TASK))
+    short = (task for task in drawn if task.spec.total_steps <= settings.longest_run)
+    return islice(short, updates * settings.groups_per_update, None)
+
+
+def _check_short_tasks(settings: GeneralistSettings) -> None:
+    tasks = (training_task(i, settings.family) for i in range(settings.tasks))
+    shortest = min(task.spec.total_steps for task in tasks)
+    if settings.hours > 0 and shortest > settings.longest_run:
         raise InputError(
-            f"Expected at least {settings.groups_per_update} tasks of at most "
-            f"{settings.longest_run} steps, got {len(short)}; raise longest_run or tasks."
+            f"Expected tasks of at most {settings.longest_run} steps for PPO, got {shortest} and "
+            "more; raise longest_run."
         )
-    return short
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"held_out": 1, "group": 2, "groups_per_update": 1}
-    least |= {"tasks": settings.groups_per_update, "rounds": 0 if settings.start else 1}
-    for name, count in least.items():
-        if getattr(settings, name) < count:
+    least = {"held_out": 1, "group": 2, "groups_per_update": 1, "tasks": 1}
+    least |= {"rounds": 0 if settings.start else 1}
+    for name, bound in least.items():
+        if getattr(settings, name) < bound:
             raise InputError(
-                f"Expected {name} of at least {count}, got {getattr(settings, name)}; raise it."
+                f"Expected {name} of at least {bound}, got {getattr(settings, name)}; raise it."
             )
 
 
@@ -111,15 +121,16 @@ def summary(ratios: Tensor) -> dict[str, float]:
 def fine_tune(
     folder: Path,
     actor: Head,
-    tasks: list[Task],
     selection: list[Task],
+    at_start: float,
     settings: GeneralistSettings,
     writer: SummaryWriter,
     workers: Workers,
 ) -> dict[str, float]:
     """Fine-tune the clone by PPO within the budget.
 
-    Leaves the actor in place that did best on the selection tasks.
+    Leaves the actor in place that did best on the selection tasks, where the clone's mean ratio is
+    ``at_start``.
 
     Returns:
         The number of updates, the selected one, and the hours spent.
@@ -130,18 +141,18 @@ def fine_tune(
         state = ppo.load(path)
         spent, best = float(state["spent"]), float(state["best"])
     else:
-        spent, best = 0.0, summary(evaluate_actor(actor, selection, workers))["geometric_mean"]
+        spent, best = 0.0, at_start
         ppo.save(best_path)
         ppo.save(path, spent=spent, best=best)
+    tasks = ppo_tasks(settings, ppo.updates)
     with progress_bar() as bar:
         line = bar.add_task(
             "PPO (seconds)", total=settings.hours * 3600, completed=int(spent), status=""
         )
         while spent < settings.hours * 3600 and ppo.updates < settings.updates:
             began = time.monotonic()
-            draw = random.Random(settings.seed * 10**6 + ppo.updates)
-            sample = draw.sample(tasks, settings.groups_per_update)
-            ratio = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
+            sample = list(islice(tasks, settings.groups_per_update))
+            gap = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
                 now = summary(evaluate_actor(ppo.average, selection, workers))
                 for name, value in now.items():
@@ -153,7 +164,7 @@ def fine_tune(
             spent += time.monotonic() - began
             if ppo.updates % 5 == 0:
                 ppo.save(path, spent=spent, best=best)
-            bar.update(line, completed=spent, status=f"update {ppo.updates}, ratio {ratio:+.3f}")
+            bar.update(line, completed=spent, status=f"update {ppo.updates}, gap {gap:.3f}")
     updates = ppo.updates
     ppo.save(path, spent=spent, best=best)
     ppo.load(best_path)

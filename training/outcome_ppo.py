@@ -1,10 +1,11 @@
 """PPO on the outcome of whole runs (Schulman et al. 2017), fine-tuning a clone.
 
 A group of runs of one and the same task shares initialisation and batches, so that differences
-between their outcomes come from the schedules alone: the return of a run is minus the log ratio of
-its final validation loss to the tuned expert's, centred in its group. The causal Transformer
-reads a whole run at once, which makes an update as cheap as cloning; stable-baselines3's PPO,
-which trains the classic policies, reads every decision's window anew.
+between their outcomes come from the schedules alone: the return of a run is minus the log of its
+final validation loss, centred in its group. No tuned expert is needed, so that every update can
+draw new tasks, none of which the actor knows by heart. The causal Transformer reads a whole run at
+once, which makes an update as cheap as cloning; stable-baselines3's PPO, which trains the classic
+policies, reads every decision's window anew.
 
 Shape legend: r runs, t decisions, f features.
 """
@@ -12,7 +13,7 @@ Shape legend: r runs, t decisions, f features.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from lrenv.training.runfolder import read_state, write_state
 from lrenv.training.settings import GeneralistSettings
 
 WORST_RETURN = -2.0
+_MINIBATCH = 64  # runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Batch:
         mask: 1 for real decisions, ``(r, t)``.
         returns: Return of each run, centred in its group, ``(r,)``.
         group: The group of each run, ``(r,)``.
-        log_ratio: Log ratio to the tuned expert, ``(r,)``.
+        gap: Log ratio of the final loss to that of the group's best run, at most 2, ``(r,)``.
     """
 
     tokens: Tensor
@@ -59,7 +61,7 @@ class Batch:
     mask: Tensor
     returns: Tensor
     group: Tensor
-    log_ratio: Tensor
+    gap: Tensor
 
 
 def log_ratios(final: Tensor, reference: float) -> Tensor:
@@ -71,18 +73,19 @@ def log_ratios(final: Tensor, reference: float) -> Tensor:
     return torch.nan_to_num(ratio, torch.inf, torch.inf)
 
 
-def join_groups(groups: Sequence[tuple[Rollout, float]]) -> Batch:
-    """Pad and stack groups of rollouts with the tuned expert's loss of each group."""
+def join_groups(groups: Iterable[Rollout]) -> Batch:
+    """Pad and stack groups of rollouts."""
     parts: list[Batch] = []
-    for number, (rollout, reference) in enumerate(groups):
+    for number, rollout in enumerate(groups):
         n_runs, t, f = rollout.tokens.shape
         tokens = torch.zeros(n_runs, MAX_DECISIONS, f)
         actions, mask = torch.zeros(2, n_runs, MAX_DECISIONS)
         tokens[:, :t], actions[:, :t], mask[:, :t] = rollout.tokens, rollout.actions, 1.0
-        ratio = log_ratios(rollout.final, reference).clamp(WORST_RETURN, -WORST_RETURN)
+        best = torch.nan_to_num(rollout.final, torch.inf).amin().item()
+        gap = log_ratios(rollout.final, best).clamp_max(-WORST_RETURN)
         group = torch.full((n_runs,), number)
-        parts.append(Batch(tokens, actions, mask, ratio.mean() - ratio, group, ratio))
-    names = ("tokens", "actions", "mask", "returns", "group", "log_ratio")
+        parts.append(Batch(tokens, actions, mask, gap.mean() - gap, group, gap))
+    names = ("tokens", "actions", "mask", "returns", "group", "gap")
     return Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
@@ -152,7 +155,7 @@ class OutcomePPO:
             left: Fraction of the budget that is left, which scales the actor's LR.
 
         Returns:
-            The mean log ratio to the tuned experts.
+            The mean log ratio of the final losses to the best ones of the groups.
         """
         for group in self._actor_opt.param_groups:
             group["lr"] = self.settings.actor_lr * (0.1 + 0.9 * left)
@@ -164,11 +167,11 @@ class OutcomePPO:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.actor.parameters(), strict=True):
                 mean.lerp_(now, 1 - self.settings.average_decay)
-        losses["charts/log_ratio"] = batch.log_ratio.mean().item()
-        losses["charts/worst_share"] = (batch.log_ratio >= -WORST_RETURN).float().mean().item()
+        losses["charts/gap"] = batch.gap.mean().item()
+        losses["charts/worst_share"] = (batch.gap >= -WORST_RETURN).float().mean().item()
         for name, value in losses.items():
             self._writer.add_scalar(name, value, self.updates)
-        return losses["charts/log_ratio"]
+        return losses["charts/gap"]
 
     def state_dict(self) -> dict[str, object]:
         """Return everything that is needed to go on."""
@@ -202,9 +205,7 @@ class OutcomePPO:
         # A seed for each group, so that it does not matter where and when it runs.
         seeds = torch.randint(2**31, (len(tasks),), generator=generator).tolist()
         jobs = zip(tasks, seeds, strict=True)
-        rollouts = self._workers.starmap(roll_out_group, jobs, self.actor, self.settings)
-        references = [search_experts(task).reference for task in tasks]
-        return join_groups(list(zip(rollouts, references, strict=True)))
+        return join_groups(self._workers.starmap(roll_out_group, jobs, self.actor, self.settings))
 
     def _learn(
         self, batch: Batch, generator: torch.Generator, learn_actor: bool
@@ -219,7 +220,7 @@ class OutcomePPO:
         go_on = learn_actor
         for _ in range(settings.epochs):
             order = torch.randperm(len(mask), generator=generator)
-            for index in order.chunk(2):
+            for index in order.split(_MINIBATCH):
                 part = Batch(*(getattr(batch, k)[index] for k in vars(batch)))
                 log["losses/value"] = self._critic_step(part)
                 if go_on:

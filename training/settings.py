@@ -66,7 +66,7 @@ class GeneralistSettings:
     last_clone_lr: float = 5e-4
     """Peak LR of cloning in the last round."""
     groups_per_update: int = 8
-    """Tasks rolled out for one PPO update."""
+    """Tasks rolled out for one PPO update, all of them new."""
     longest_run: int = 1000
     """Longest runs that PPO rolls out, in optimizer steps; a long one costs as much as many short
     ones."""
