@@ -22,10 +22,10 @@ from lrenv.training.clone import Demonstrations, collect, demonstrated_tasks, fi
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console
 from lrenv.training.records import bootstrap_interval
-from lrenv.training.runfolder import read_json, write_json
+from lrenv.training.runfolder import check_settings, read_json, write_json
 from lrenv.training.settings import GeneralistSettings
 
-TASKS = (30, 100, 300)
+TASKS = (30, 60, 120, 240)
 """Numbers of tasks below all of them."""
 
 HELD_OUT = 100
@@ -41,11 +41,11 @@ SIGNALS: dict[str, tuple[str, ...]] = {
     "distance from the start": ("weight_growth", "distance", "straightness", "dog"),
     "window": ("window_",),
     "optimizer": ("optimizer_",),
+    "epochs": ("epoch",),
 }
 """Groups of signals by the beginnings of their features' names."""
 
-
-START = "default"
+START = "balanced"
 """Policy that acts in half of the demonstrations."""
 
 RECIPE = GeneralistSettings(
@@ -56,7 +56,7 @@ RECIPE = GeneralistSettings(
     rounds=1,
     last_clone_steps=1000,
     last_clone_lr=1e-3,
-    longest_demonstration=500,
+    longest_demonstration=800,
 )
 
 
@@ -73,6 +73,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Clone and measure each actor, print the table, write the JSON file."""
     torch.set_num_threads(1)
+    check_settings(make_folder(settings.output), RECIPE, free={"output"})
     with Workers(settings.workers) as workers:
         actor = load_policy(START).actor
         data, held_out = collect(settings.output, 0, actor, RECIPE, workers).split(
@@ -85,7 +86,7 @@ def main(settings: Settings) -> None:
     }
     results: dict[str, Any] = {}
     for name, (n, hidden) in variants.items():
-        path = make_folder(settings.output) / f"{name.replace(' ', '-')}.json"
+        path = settings.output / f"{name.replace(' ', '-')}.json"
         if not path.exists():
             part, _ = data.split(len(data.tokens) - n * RECIPE.group)
             write_json(path, {"tasks": n, "errors": _measure(part, held_out, hidden, settings)})

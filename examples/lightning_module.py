@@ -28,8 +28,8 @@ class Classifier(lightning.LightningModule):
         """Return the optimizer and the scheduler, which steps behind every optimizer step."""
         optimizer = torch.optim.AdamW(self.parameters())
         steps = int(self.trainer.estimated_stepping_batches)
-        per_epoch = steps / (self.trainer.max_epochs or 1)
-        scheduler = LearnedLR(optimizer, total_steps=steps, steps_per_epoch=per_epoch)
+        epochs = self.trainer.max_epochs  # which alone bound this run
+        scheduler = LearnedLR(optimizer, total_steps=steps, steps_per_epoch=steps / epochs)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

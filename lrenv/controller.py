@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relative_lr
+from lrenv.classic_observation import ClassicObserver
 from lrenv.decisions import (
     MAX_DECISIONS,
     DecisionPlan,
@@ -23,7 +24,7 @@ from lrenv.decisions import (
     scale_free_plan,
 )
 from lrenv.errors import InputError
-from lrenv.observation import ClassicObserver, OptimizerTraits, ScaleFreeObserver, finite_mean
+from lrenv.observation import OptimizerTraits, ScaleFreeObserver, finite_mean
 from lrenv.statistics import StepMeter, StepStats
 from lrenv.window import Interval
 
@@ -124,7 +125,7 @@ class Controller:
             self.plan, self.observer = classic_plan(total_steps), ClassicObserver()
         else:
             self.plan = scale_free_plan(total_steps)
-            self.observer = ScaleFreeObserver(traits, steps_per_epoch)
+            self.observer = ScaleFreeObserver(traits, steps_per_epoch=steps_per_epoch)
         first = CLASSIC_RANGE[0] if preset == "classic" else PROBE_LR
         self.step = 0
         self.deciding = False

@@ -68,9 +68,9 @@ def check_total_steps(total_steps: int, least: int) -> int:
 
 
 def check_steps_per_epoch(steps: float | None) -> None:
-    """Raise :class:`InputError` if a number of optimizer steps in an epoch is not positive."""
-    known = isinstance(steps, Real) and not isinstance(steps, bool)
-    if steps is not None and not (known and 0 < steps < math.inf):
+    """Raise :class:`InputError` unless steps in an epoch are positive and finite, or None."""
+    number = isinstance(steps, Real) and not isinstance(steps, bool)
+    if steps is not None and not (number and 0 < steps < math.inf):
         raise InputError(
             f"Expected steps_per_epoch to be a positive number of optimizer steps, got {steps!r}; "
             "pass len(loader), less where batches are accumulated, or None."

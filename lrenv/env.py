@@ -11,10 +11,11 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from lrenv.classic_observation import CLASSIC_CLIP
 from lrenv.controller import Controller, Preset
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.episode import Episode, Outcome
-from lrenv.observation import CLASSIC_CLIP, CLIP, FEATURES
+from lrenv.observation import CLIP, FEATURES
 from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
 from lrenv.trainees.base import Trainee

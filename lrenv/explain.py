@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrenv.action import MAX_CHANGE
 from lrenv.errors import InputError
-from lrenv.observation import FEATURES
+from lrenv.observation import FEATURES, columns_of
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Block, CausalTransformer
 
@@ -57,7 +57,7 @@ def explain(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> lis
     shares = {}
     for name, starts in SIGNALS.items():
         hidden = tokens.clone()
-        hidden[..., [i for i, feature in enumerate(FEATURES) if feature.startswith(starts)]] = 0.0
+        hidden[..., columns_of(*starts)] = 0.0
         shares[name] = chosen - _changes(policy, hidden)
     return [
         {

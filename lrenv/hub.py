@@ -80,7 +80,8 @@ class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n# {name}: learning rates with nothing to tune\n\n"
             "```python\nfrom lrenv import LearnedLR\n\n"
-            f'scheduler = LearnedLR(optimizer, total_steps=1000, policy="{self.repo_id}")\n```\n\n'
+            f'scheduler = LearnedLR(optimizer, total_steps=1000, policy="{self.repo_id}", '
+            "steps_per_epoch=len(loader))\n```\n\n"
             f"Made by `{card.get('made_by', 'unknown')}`, trained on "
             f"{card.get('training_families', 'unknown tasks')}.\n\n"
             "Final validation loss over the tuned expert's, on tasks of the training family:\n\n"

@@ -20,6 +20,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import has_length
 
 from lrenv.errors import InputError
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
@@ -33,10 +34,10 @@ def use_learned_lr(
 
     The trainer makes its scheduler anew for every training, as it always does, but a
     :class:`LearnedLR` of the length of that training; one that was given to it in ``optimizers=``
-    stays. The scheduler is told the loss of every optimizer step, over all accumulated batches, and
-    the loss of every evaluation (of several data sets at once, none), and the length of an epoch
-    where the training data have one. Checkpoints hold its state,
-    and ``learning_rate`` is logged as ever; ``learning_rate``, ``lr_scheduler_type`` and
+    stays. The scheduler is told the loss of every optimizer step, over all accumulated batches, the
+    loss of every evaluation (of several data sets at once, none), and the length of an epoch, where
+    the training data have one or ``steps_per_epoch=`` says it. Checkpoints hold its state, and
+    ``learning_rate`` is logged as ever; ``learning_rate``, ``lr_scheduler_type`` and
     ``warmup_steps`` of the arguments count for nothing.
 
     Args:
@@ -62,7 +63,7 @@ def use_learned_lr(
     ) -> LearnedLR:
         if host.lr_scheduler is None:
             optimizer = host.optimizer if optimizer is None else optimizer
-            options = {"steps_per_epoch": _steps_per_epoch(host), **kwargs}
+            options = {"steps_per_epoch": _steps_per_epoch(host, num_training_steps), **kwargs}
             host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded, **options)
             host._created_lr_scheduler = True
         scheduler: LearnedLR = host.lr_scheduler
@@ -72,15 +73,14 @@ def use_learned_lr(
     host.add_callback(_Reporter(host))
 
 
-def _steps_per_epoch(trainer: Any) -> float | None:
+def _steps_per_epoch(trainer: Any, total_steps: int) -> float | None:
     """Optimizer steps in a pass over a trainer's training data, where that has a length."""
     args: TrainingArguments = trainer.args
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    try:
-        n_examples = len(trainer.train_dataset)
-    except TypeError:  # a stream, or none
+    if args.max_steps <= 0:
+        return total_steps / args.num_train_epochs
+    if not has_length(trainer.train_dataset):
         return None
-    return n_examples / batch if n_examples else None
+    return len(trainer.train_dataset) / trainer.get_total_train_batch_size(args) or None
 
 
 class _Reporter(TrainerCallback):

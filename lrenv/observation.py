@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.statistics import StepStats
@@ -19,9 +20,6 @@ from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
 CLIP = 5.0
 """Bound of every scale-free feature."""
-
-CLASSIC_CLIP = 1e3
-"""Bound of every classic feature."""
 
 _TINY = 1e-12
 _LOSS_PATCHES = 8
@@ -75,6 +73,11 @@ last: a policy reads those that its card names."""
 _LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(
     FEATURES.index, ("left", "log_left", "interval_share", "epochs_known", "epochs")
 )
+
+
+def columns_of(*starts: str) -> list[int]:
+    """Places in ``FEATURES`` of those whose names begin with one of some strings."""
+    return [i for i, name in enumerate(FEATURES) if name.startswith(starts)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,9 @@ class ScaleFreeObserver:
             left = 1 - (1 - token[:, _LEFT] / 2 - 0.5) * ratio
             token[:, _LEFT] = 2 * left - 1
             token[:, _LOG_LEFT] = 1 + torch.log10(left.clamp_min(1e-3))
-            token[:, _EPOCHS] -= token[:, _EPOCHS_KNOWN] * math.log(ratio)
+            if self._per_epoch is not None:
+                epochs = math.log(new_steps / self._per_epoch)
+                token[:, _EPOCHS] = token[:, _EPOCHS_KNOWN] * max(-CLIP, min(epochs, CLIP))
             token[:, _SHARE] = (token[:, _SHARE] * ratio * n / kept).clamp_max(CLIP)
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,11 +189,16 @@ class ScaleFreeObserver:
             "tokens": list(self.tokens),
             "early": [interval.to_state() for interval in self._early],
             "window": self.window.state_dict(),
+            "steps_per_epoch": self._per_epoch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self._memo, self.tokens = dict(state["memo"]), list(state["tokens"])
+        """Take back what :meth:`state_dict` returned, ``steps_per_epoch`` unless it has its own."""
+        self._memo = dict(state["memo"])
+        # States that are older than the last features lack their columns.
+        self.tokens = [F.pad(t, (0, len(FEATURES) - t.shape[1])) for t in state["tokens"]]
+        if self._per_epoch is None:
+            self._per_epoch = state.get("steps_per_epoch")
         self._early = [Interval.from_state(interval) for interval in state["early"]]
         self.window.load_state_dict(state["window"])
 
@@ -316,43 +326,6 @@ class ScaleFreeObserver:
             medians = torch.cat([known, medians], 1)[:, -WINDOW:]
         self._memo[f"{name}_medians"] = medians
         return medians
-
-
-class ClassicObserver:
-    """The observation of the source: the raw window, ``(r, 512, l + 4)``.
-
-    Each optimizer step is [left fraction, train loss, val loss, l layer gradient norms, log10 LR],
-    left-padded with the first value. A job without a validation loss repeats the training loss.
-    Source: the project proposal "Learned Learning Rate Scheduler"; it feeds the LR itself, here
-    its logarithm keeps the input in the range it was trained on.
-    """
-
-    def __init__(self) -> None:
-        self.window = StepWindow()
-
-    def update(self, interval: Interval, start_lr: Tensor | None) -> None:
-        """Take in an interval; the classic observation has no reference LR."""
-        self.window.extend(interval)
-
-    def padded(self) -> Tensor:
-        """Return the window padded to its full length, ``(r, 512, l + 4)``."""
-        window = self.window
-        val = torch.where(window.val_loss.isnan(), window.loss, window.val_loss)
-        left = window.left.to(window.loss.dtype).expand_as(window.loss)
-        columns = torch.stack([left, window.loss, val], -1)
-        lr = torch.log10(window.lr)[..., None]
-        rows = pad_left(torch.cat([columns, window.grad_norm, lr], -1))
-        return torch.nan_to_num(rows, 0.0, CLASSIC_CLIP, -CLASSIC_CLIP).clamp(
-            -CLASSIC_CLIP, CLASSIC_CLIP
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
-        return {"window": self.window.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self.window.load_state_dict(state["window"])
 
 
 def finite_mean(values: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ class LearnedLR(LRScheduler):
             :meth:`set_total_steps` changes it. None for a run without an end: the LR stays high
             until :meth:`finish`.
         policy: Name of a shipped policy, path of a policy file, or a loaded policy.
-        steps_per_epoch: Optimizer steps in a pass over the training data, such as ``len(loader)``;
-            may be less than one, or a fraction. None where there are no passes, or nobody knows:
-            the policy then cannot tell much data from little that is learned by heart.
+        steps_per_epoch: Optimizer steps in a pass over the training data, such as ``len(loader)``,
+            fewer under accumulation; may be a fraction. None where there are no passes, or nobody
+            knows: a policy that reads it then cannot tell much data from little, which is learned
+            by heart.
         rollback: The model, where a run whose loss is not finite or explodes may be taken back to
             its last good weights. Costs two copies of the trained parameters, the buffers and the
             optimizer's state; they are not saved, so that a resumed run starts without any.

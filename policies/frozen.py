@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lrenv.classic_observation import ClassicObserver
 from lrenv.controller import PRESETS, Controller, Preset
 from lrenv.errors import InputError, PolicyFileError
 from lrenv.files import write_atomic
-from lrenv.observation import FEATURES, ClassicObserver, ScaleFreeObserver
+from lrenv.observation import FEATURES, ScaleFreeObserver
 from lrenv.policies.network import Head, state_on_cpu
 
 FORMAT_VERSION = 1

@@ -266,10 +266,11 @@ def test_state_saved_at_any_step_goes_on_with_the_same_lrs(scripted_run, tmp_pat
 
 @pytest.mark.parametrize("preset", ["scale-free", "classic"])
 @pytest.mark.parametrize(("first", "at", "then"), [(100, 30, 400), (100, 99, 130), (400, 30, 60)])
-def test_a_run_gets_another_length(scripted_run, preset, first, at, then):
+@pytest.mark.parametrize("per_epoch", [None, 1, 20])
+def test_a_run_gets_another_length(scripted_run, preset, first, at, then, per_epoch):
     run = scripted_run(n_layers=2)
-    controller = Controller(first, run.traits, preset=preset, steps_per_epoch=20)
-    whole = Controller(then, run.traits, preset=preset, steps_per_epoch=20)
+    controller = Controller(first, run.traits, preset=preset, steps_per_epoch=per_epoch)
+    whole = Controller(then, run.traits, preset=preset, steps_per_epoch=per_epoch)
 
     while not controller.done:
         loss = run.backward()

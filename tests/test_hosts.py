@@ -30,7 +30,7 @@ from transformers import (
 
 from lrenv import InputError, LearnedLR
 from lrenv.huggingface import use_learned_lr
-from lrenv.observation import FEATURES
+from lrenv.observation import FEATURES, columns_of
 
 STEPS = 24
 
@@ -119,18 +119,33 @@ def test_a_scheduler_may_be_given_to_the_trainer(tmp_path: Path) -> None:
     assert seen == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_training_on_a_stream_has_no_epochs(tmp_path: Path) -> None:
-    known, unknown = hf_trainer(tmp_path), hf_trainer(tmp_path)
-    unknown.train_dataset = sequences().to_iterable_dataset()
-    for trainer in (known, unknown):
-        use_learned_lr(trainer)
-        trainer.train()
+@pytest.mark.parametrize(
+    ("changes", "given", "epochs"),
+    [
+        ({"max_steps": -1, "num_train_epochs": 3.0}, {}, 3.0),
+        ({"per_device_train_batch_size": 5}, {}, STEPS * 10 / 64),
+        ({}, {"steps_per_epoch": 6.0}, STEPS / 6),
+    ],
+)
+def test_the_trainer_tells_how_long_an_epoch_is(
+    tmp_path: Path, changes: dict[str, Any], given: dict[str, float], epochs: float
+) -> None:
+    trainer = hf_trainer(tmp_path, **changes)
+    use_learned_lr(trainer, **given)
+    trainer.train()
 
-    first, stream = (t.lr_scheduler.controller.observer.tokens[0][0] for t in (known, unknown))
-    column = FEATURES.index("epochs_known")
-    assert first[column] == 1
-    assert first[column + 1].item() == pytest.approx(math.log(STEPS * 8 / len(sequences())))
-    assert stream[column] == 0
+    token = trainer.lr_scheduler.controller.observer.tokens[0][0]
+    assert token[FEATURES.index("epochs")].item() == pytest.approx(math.log(epochs))
+
+
+def test_a_training_on_a_stream_has_no_epochs(tmp_path: Path) -> None:
+    trainer = hf_trainer(tmp_path)
+    trainer.train_dataset = sequences().to_iterable_dataset()
+    use_learned_lr(trainer)
+    trainer.train()
+
+    token = trainer.lr_scheduler.controller.observer.tokens[0][0]
+    assert token[columns_of("epoch")].abs().max() == 0
 
 
 def test_another_scheduler_is_refused(tmp_path: Path) -> None:

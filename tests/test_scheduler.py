@@ -38,7 +38,7 @@ def test_environment_and_scheduler_agree_bit_for_bit(
 
     task = build_task("mlp-mnist-classic", STEPS, OptimizerSpec(optimizer), seed=5)
     trainee = build_trainee(task)
-    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, trainee.steps_per_epoch)
+    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, steps_per_epoch=trainee.steps_per_epoch)
     ends = set(scheduler.controller.plan.ends)
     for step in range(STEPS):
         loss = trainee.backward()
@@ -168,7 +168,7 @@ def test_classic_policy_refuses_another_architecture(tmp_path: Path) -> None:
     from lrenv.trainees.tasks import load_data
 
     trainee = SingleTrainee(spec, load_data(task.data), 0)
-    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, trainee.steps_per_epoch)
+    scheduler = LearnedLR(trainee.optimizer, STEPS, policy, steps_per_epoch=trainee.steps_per_epoch)
     loss = trainee.backward()
     trainee.optimizer.step()
     with pytest.raises(InputError, match="Expected a trainee of 2 layers"):

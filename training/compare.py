@@ -86,7 +86,7 @@ class PolicyPart:
                 trainee.optimizer,
                 task.spec.total_steps,
                 self.policy,
-                trainee.steps_per_epoch,
+                steps_per_epoch=trainee.steps_per_epoch,
                 rollback=trainee.model if self.rollback else None,
                 layerwise="lc" if self.layerwise else None,
             )

@@ -105,7 +105,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         trainee.optimizer,
         settings.total_steps,
         policy,
-        trainee.steps_per_epoch,
+        steps_per_epoch=trainee.steps_per_epoch,
         rollback=trainee.model if settings.rollback else None,
         layerwise=settings.layerwise,
     )

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.errors import InputError
 from lrenv.files import make_folder
-from lrenv.observation import FEATURES
+from lrenv.observation import FEATURES, columns_of
 from lrenv.policies.frozen import FrozenPolicy, build_actor, load_policy, save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
@@ -50,7 +50,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     start = load_policy(settings.start) if settings.start else None
-    unknown = [start for start in settings.hidden if not any(f.startswith(start) for f in FEATURES)]
+    unknown = [start for start in settings.hidden if not columns_of(start)]
     if unknown:
         raise InputError(
             f"Expected hidden features to begin like one of {', '.join(FEATURES)}; got "

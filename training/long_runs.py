@@ -149,7 +149,9 @@ def run_once(
     rates = schedule(method.driver, total, method.peak) if method.peak else []
     scheduler = None
     if policy:
-        scheduler = LearnedLR(trainee.optimizer, total, policy, trainee.steps_per_epoch)
+        scheduler = LearnedLR(
+            trainee.optimizer, total, policy, steps_per_epoch=trainee.steps_per_epoch
+        )
     losses, used, spent = [], [], 0.0
     halfway: float | None = None
     with progress_bar() as bar:

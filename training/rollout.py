@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrenv.action import MAX_CHANGE
 from lrenv.controller import Controller, run_interval
-from lrenv.observation import FEATURES, ScaleFreeObserver
+from lrenv.observation import FEATURES, ScaleFreeObserver, columns_of
 from lrenv.policies.network import Head
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.tasks import Task, load_data
@@ -24,9 +24,7 @@ VALIDATE_EVERY = 4
 VALIDATION_EXAMPLES = 256
 """Examples of the validation split that the policy's signal is computed on."""
 
-VAL_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("val_")]
-_EPOCH_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("epoch")]
-_OPTIMIZER_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("optimizer_")]
+VAL_COLUMNS = columns_of("val_")
 
 Choose = Callable[[Tensor, Controller], Tensor]
 """From the newest token ``(r, f)`` and the controller to the actions ``(r,)``."""
@@ -55,15 +53,10 @@ def drop_signals(n_runs: int, generator: torch.Generator) -> Tensor:
     Half the runs see no validation loss, a quarter does not know its epochs, a tenth its optimizer.
     """
     mask = torch.ones(n_runs, len(FEATURES))
-    no_val = torch.rand(n_runs, generator=generator) < 0.5
-    unknown = torch.rand(n_runs, generator=generator) < 0.1
-    no_epochs = torch.rand(n_runs, generator=generator) < 0.25
-    for column in VAL_COLUMNS:
-        mask[no_val, column] = 0.0
-    for column in _EPOCH_COLUMNS:
-        mask[no_epochs, column] = 0.0
-    for column in _OPTIMIZER_COLUMNS:
-        mask[unknown, column] = 0.0
+    for start, share in (("val_", 0.5), ("optimizer_", 0.1), ("epoch", 0.25)):
+        unseen = torch.rand(n_runs, generator=generator) < share
+        for column in columns_of(start):
+            mask[unseen, column] = 0.0
     return mask
 
 

@@ -126,7 +126,10 @@ class TrainTrainee:
         if trial.policy.startswith(LEARNED):
             policy = load_policy(trial.policy.removeprefix(LEARNED))
             learned = LearnedLR(
-                trainee.optimizer, trial.total_steps, policy, trainee.steps_per_epoch
+                trainee.optimizer,
+                trial.total_steps,
+                policy,
+                steps_per_epoch=trainee.steps_per_epoch,
             )
         done = 0
         if trial.state:
