@@ -12,7 +12,8 @@ import wandb
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_hosts import Module, fit, hf_trainer
+from test_hosts import Module, fit
+from test_huggingface import hf_trainer
 
 from lrenv import LearnedLR
 from lrenv.huggingface import use_learned_lr
