@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
         table.add_row(name, *(f"{figures[key]:.3f}" for key in keys), str(figures["diverged"]))
     console.print(table)
     by_name = zip(LEFT_OUT, ratios.T.tolist(), strict=True)
-    head = {"policy": settings.policy, "family": FAMILY, "tasks": list(TASKS), "longest": LONGEST}
+    head = {"policy": settings.policy, "family": FAMILY, "numbers": numbers}
     write_json(settings.output, {**head, "log_ratios": dict(by_name)})
 
 

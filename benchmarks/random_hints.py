@@ -69,7 +69,12 @@ def run(name: str, task: Task, policy: str) -> dict[str, Any]:
     before = float(trainee.evaluate("val")[0])
     for group in trainee.optimizer.param_groups:
         group["lr"] = hint
-    scheduler = LearnedLR(trainee.optimizer, task.spec.total_steps, policy, trainee.steps_per_epoch)
+    scheduler = LearnedLR(
+        trainee.optimizer,
+        task.spec.total_steps,
+        policy,
+        steps_per_epoch=trainee.steps_per_epoch,
+    )
     for _ in range(task.spec.total_steps):
         loss = trainee.backward()
         trainee.optimizer.step()

@@ -12,7 +12,7 @@ import torch
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import held_out_tasks, training_task
+from lrenv.trainees.families import held_out_tasks, training_numbers, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
@@ -333,3 +333,8 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     for task in tasks.values():
         if task.data.name != "fashion-mnist":  # which a machine may lack
             assert build_trainee(task).backward().isfinite()
+
+
+def test_training_skips_the_tasks_that_are_held_out():
+    assert training_numbers(720) == list(range(720))
+    assert training_numbers(1003) == [*range(1000), 2000, 2001, 2002]

@@ -222,6 +222,8 @@ def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
     assert first[16:] == later[:4]  # 8 tasks an update
     assert len({task.key() for task in first + later}) == 36
     assert max(task.spec.total_steps for task in first + later) <= 300
+    other = next(ppo_tasks(replace(settings, seed=1), 0))
+    assert other.key() not in {task.key() for task in first + later}
     with pytest.raises(InputError, match=r"at most 9 steps for PPO, got 1\d\d and more; raise"):
         train_generalist(replace(settings, longest_run=9))
 

@@ -241,13 +241,14 @@ def test_an_update_ends_at_the_target_kl(monkeypatch):
     counts = {}
     for target in (-1.0, 1e9):
         ppo = new_ppo(critic_warmup=0, epochs=3, target_kl=target)
-        batch = toy_batch(ppo.actor, 0, 1.0)
+        parts = [toy_batch(ppo.actor, seed, 1.0) for seed in (0, 1)]
+        batch = Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])))
         monkeypatch.setattr(ppo, "_collect", lambda *_, b=batch: b)
         ppo.update([])
         states = ppo._actor_opt.state_dict()["state"].values()
         counts[target] = {int(state["step"]) for state in states}
 
-    assert counts == {-1.0: {1}, 1e9: {3}}
+    assert counts == {-1.0: {1}, 1e9: {6}}
 
 
 def test_state_goes_on_where_it_stopped(tiny_task, tmp_path):

@@ -271,8 +271,17 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"`` and ``"balanced"``, of which a
 quarter are plain MLPs, take turns between others."""
 
+HELD_OUT_NUMBERS = range(1000, 2000)
+"""Numbers of the tasks of each family that no policy trains on; they select and measure."""
+
 _LONG = 1000
 """Optimizer steps above which models are small, for the sake of the time the experts take."""
+
+
+def training_numbers(n_tasks: int) -> list[int]:
+    """Numbers of the first tasks of a family that are not held out."""
+    behind = range(HELD_OUT_NUMBERS.stop, n_tasks + len(HELD_OUT_NUMBERS))
+    return [*range(min(n_tasks, HELD_OUT_NUMBERS.start)), *behind]
 
 
 def _draw_steps(draw: random.Random) -> int:

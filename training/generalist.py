@@ -19,7 +19,7 @@ from lrenv.files import make_folder
 from lrenv.observation import FEATURES, columns_of
 from lrenv.policies.frozen import FrozenPolicy, build_actor, load_policy, save_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import training_task
+from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training.clone import clone, demonstrated_tasks
 from lrenv.training.expert_search import search_all
@@ -31,7 +31,7 @@ from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
 _PLACE = {"output", "workers", "ray_address"}
-_FIRST_PPO_TASK = 10**5  # far behind those that are demonstrated or held out
+_FIRST_PPO_TASK = 10**5  # and as many further on for each seed
 
 
 def train_generalist(settings: GeneralistSettings) -> Path:
@@ -57,10 +57,12 @@ def train_generalist(settings: GeneralistSettings) -> Path:
             f"{', '.join(unknown)}."
         )
     actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
-    n, held_out = settings.tasks, settings.held_out
-    drawn = [training_task(i, settings.family) for i in range(n, n + 2 * held_out)]
-    selection, fresh = drawn[:held_out], drawn[held_out:]
-    _check_short_tasks(settings)
+    held_out = [
+        training_task(i, settings.family) for i in HELD_OUT_NUMBERS[: 2 * settings.held_out]
+    ]
+    selection, fresh = held_out[: settings.held_out], held_out[settings.held_out :]
+    if settings.hours > 0:
+        _check_short_tasks(settings)
     with (
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
@@ -80,16 +82,17 @@ def train_generalist(settings: GeneralistSettings) -> Path:
 
 
 def ppo_tasks(settings: GeneralistSettings, updates: int) -> Iterator[Task]:
-    """The tasks that PPO goes on with behind a number of updates, each of which is new to it."""
-    drawn = (training_task(i, settings.family) for i in count(_FIRST_PPO_TASK))
+    """The tasks that PPO goes on with behind a number of updates; none comes twice."""
+    numbers = count(_FIRST_PPO_TASK * (1 + settings.seed))
+    drawn = (training_task(i, settings.family) for i in numbers)
     short = (task for task in drawn if task.spec.total_steps <= settings.longest_run)
     return islice(short, updates * settings.groups_per_update, None)
 
 
 def _check_short_tasks(settings: GeneralistSettings) -> None:
-    tasks = (training_task(i, settings.family) for i in range(settings.tasks))
+    tasks = (training_task(i, settings.family) for i in HELD_OUT_NUMBERS)
     shortest = min(task.spec.total_steps for task in tasks)
-    if settings.hours > 0 and shortest > settings.longest_run:
+    if shortest > settings.longest_run:
         raise InputError(
             f"Expected tasks of at most {settings.longest_run} steps for PPO, got {shortest} and "
             "more; raise longest_run."
@@ -97,7 +100,7 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"held_out": 1, "group": 2, "groups_per_update": 1, "tasks": 1}
+    least = {"held_out": 1, "group": 2, "groups_per_update": 1, "minibatch": 1, "tasks": 1}
     least |= {"rounds": 0 if settings.start else 1}
     for name, bound in least.items():
         if getattr(settings, name) < bound:

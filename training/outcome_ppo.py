@@ -40,7 +40,6 @@ from lrenv.training.runfolder import read_state, write_state
 from lrenv.training.settings import GeneralistSettings
 
 WORST_RETURN = -2.0
-_MINIBATCH = 64  # runs
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class OutcomePPO:
         go_on = learn_actor
         for _ in range(settings.epochs):
             order = torch.randperm(len(mask), generator=generator)
-            for index in order.split(_MINIBATCH):
+            for index in order.chunk(max(1, round(len(order) / settings.minibatch))):
                 part = Batch(*(getattr(batch, k)[index] for k in vars(batch)))
                 log["losses/value"] = self._critic_step(part)
                 if go_on:

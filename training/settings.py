@@ -22,7 +22,8 @@ class GeneralistSettings:
     hours: float = 1.0
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
-    """Seed of everything random but the tasks."""
+    """Seed of everything random, the tasks of PPO among it; take another one to go on from a policy
+    by PPO on tasks that are new to it. Tasks that are demonstrated or held out stay the same."""
     family: Literal[
         "varied",
         "plain",
@@ -44,10 +45,10 @@ class GeneralistSettings:
     hidden: tuple[str, ...] = ()
     """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 320
-    """Training tasks, each with its tuned expert; a tenth of those demonstrated tells when to stop
-    cloning."""
+    """Tasks whose tuned experts are demonstrated; a tenth of them tells when to stop cloning."""
     held_out: int = 24
-    """Further training tasks that the export is selected on; as many again measure it."""
+    """Further tasks that the export is selected on, the same in all runs of a family; as many again
+    measure it."""
     group: int = 16
     """Rollouts of one and the same task."""
     rounds: int = 2
@@ -78,6 +79,8 @@ class GeneralistSettings:
     """PPO updates between two evaluations on the held-out tasks."""
     epochs: int = 4
     """Passes over the rollouts of one update."""
+    minibatch: int = 64
+    """Runs in an optimizer step of PPO, about."""
     clip: float = 0.2
     """Clip range of PPO."""
     gae_lambda: float = 0.97
