@@ -1,7 +1,7 @@
 """What a policy makes of signals that a job may leave out: ``python benchmarks/given_signals.py``.
 
-Trains 57 tasks of the family ``balanced`` that no shipped policy was trained or selected on, once
-for each of the signals left out.
+Trains tasks of the family ``balanced`` that no shipped policy was trained or selected on, once for
+each of the signals left out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
         table.add_row(name, *(f"{figures[key]:.3f}" for key in keys), str(figures["diverged"]))
     console.print(table)
     by_name = zip(LEFT_OUT, ratios.T.tolist(), strict=True)
-    head = {"policy": settings.policy, "family": FAMILY, "numbers": numbers}
+    head = {"policy": settings.policy, "family": FAMILY, "tasks": [task.seed for task in tasks]}
     write_json(settings.output, {**head, "log_ratios": dict(by_name)})
 
 

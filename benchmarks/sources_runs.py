@@ -78,7 +78,7 @@ def learned(layerwise: bool = False) -> Method:
             trainee.optimizer,
             trainee.total_steps,
             policy,
-            trainee.steps_per_epoch,
+            steps_per_epoch=trainee.steps_per_epoch,
             layerwise="lc" if layerwise else None,
         )
         return PeerRun(scheduler.step)

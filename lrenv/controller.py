@@ -117,7 +117,7 @@ class Controller:
     ) -> None:
         if preset not in PRESETS:
             raise InputError(f"Expected preset to be one of {PRESETS}, got {preset!r}.")
-        check_steps_per_epoch(steps_per_epoch)
+        per_epoch = check_steps_per_epoch(steps_per_epoch)
         self.preset = preset
         self.plan: DecisionPlan
         self.observer: ScaleFreeObserver | ClassicObserver
@@ -125,7 +125,7 @@ class Controller:
             self.plan, self.observer = classic_plan(total_steps), ClassicObserver()
         else:
             self.plan = scale_free_plan(total_steps)
-            self.observer = ScaleFreeObserver(traits, steps_per_epoch=steps_per_epoch)
+            self.observer = ScaleFreeObserver(traits, steps_per_epoch=per_epoch)
         first = CLASSIC_RANGE[0] if preset == "classic" else PROBE_LR
         self.step = 0
         self.deciding = False

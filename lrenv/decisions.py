@@ -67,14 +67,15 @@ def check_total_steps(total_steps: int, least: int) -> int:
     return steps
 
 
-def check_steps_per_epoch(steps: float | None) -> None:
-    """Raise :class:`InputError` unless steps in an epoch are positive and finite, or None."""
+def check_steps_per_epoch(steps: float | None) -> float | None:
+    """Return optimizer steps in an epoch, or raise :class:`InputError` if they are not positive."""
     number = isinstance(steps, Real) and not isinstance(steps, bool)
     if steps is not None and not (number and 0 < steps < math.inf):
         raise InputError(
             f"Expected steps_per_epoch to be a positive number of optimizer steps, got {steps!r}; "
             "pass len(loader), less where batches are accumulated, or None."
         )
+    return None if steps is None else float(steps)
 
 
 def scale_free_plan(total_steps: int) -> DecisionPlan:

@@ -9,10 +9,12 @@ trainer.train()
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -57,30 +59,34 @@ def use_learned_lr(
             "leave it out of optimizers=."
         )
     loaded = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
+    make_loader, per_epoch = host.get_train_dataloader, None
+
+    def get_train_dataloader() -> DataLoader[Any]:
+        nonlocal per_epoch
+        loader: DataLoader[Any] = make_loader()
+        per_epoch = _steps_per_epoch(loader, host.args.gradient_accumulation_steps)
+        return loader
 
     def create_scheduler(
         num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LearnedLR:
         if host.lr_scheduler is None:
             optimizer = host.optimizer if optimizer is None else optimizer
-            options = {"steps_per_epoch": _steps_per_epoch(host, num_training_steps), **kwargs}
-            host.lr_scheduler = LearnedLR(optimizer, num_training_steps, loaded, **options)
+            host.lr_scheduler = LearnedLR(
+                optimizer, num_training_steps, loaded, **{"steps_per_epoch": per_epoch, **kwargs}
+            )
             host._created_lr_scheduler = True
         scheduler: LearnedLR = host.lr_scheduler
         return scheduler
 
+    host.get_train_dataloader = get_train_dataloader
     host.create_scheduler = create_scheduler
     host.add_callback(_Reporter(host))
 
 
-def _steps_per_epoch(trainer: Any, total_steps: int) -> float | None:
-    """Optimizer steps in a pass over a trainer's training data, where that has a length."""
-    args: TrainingArguments = trainer.args
-    if args.max_steps <= 0:
-        return total_steps / args.num_train_epochs
-    if not has_length(trainer.train_dataset):
-        return None
-    return len(trainer.train_dataset) / trainer.get_total_train_batch_size(args) or None
+def _steps_per_epoch(loader: DataLoader[Any], accumulated: int) -> float | None:
+    """Optimizer steps in a pass over a loader that accumulates batches, where it has a length."""
+    return max(1, math.ceil(len(loader) / accumulated)) if has_length(loader) else None
 
 
 class _Reporter(TrainerCallback):

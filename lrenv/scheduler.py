@@ -84,6 +84,7 @@ class LearnedLR(LRScheduler):
         optimizer: Optimizer,
         total_steps: int | None,
         policy: str | Path | FrozenPolicy = DEFAULT_POLICY,
+        *,
         steps_per_epoch: float | None = None,
         rollback: nn.Module | None = None,
         layerwise: Literal["lc"] | None = None,
@@ -233,7 +234,8 @@ class LearnedLR(LRScheduler):
         """Take back what :meth:`state_dict` returned.
 
         Where this scheduler was made with another number of total steps than the run had, the run
-        gets that length.
+        gets that length. ``steps_per_epoch`` is as it was, unless this one was made with its own,
+        which counts from the next decision on.
 
         Raises:
             InputError: The state belongs to another policy, or the run is past the new end.
@@ -243,10 +245,12 @@ class LearnedLR(LRScheduler):
                 "Expected the state of a LearnedLR, got that of another scheduler; leave it out, "
                 "and the run goes on as from its start."
             )
-        if state_dict["policy_sha256"] != self.policy.card["sha256"]:
+        own, saved = self.policy.card["sha256"], state_dict["policy_sha256"]
+        if saved != own:
             raise InputError(
-                f"Expected the state of a run under the policy {self.policy.name!r}, got one under "
-                f"{state_dict['policy']!r}; resume with the policy the run was started with."
+                f"Expected the state of a run under the policy {self.policy.name!r} ({own[:8]}), "
+                f"got one under {state_dict['policy']!r} ({saved[:8]}); resume with the policy the "
+                "run was started with."
             )
         if (self._layerwise is None) != (state_dict["layerwise"] is None):
             raise InputError(

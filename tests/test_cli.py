@@ -109,6 +109,7 @@ def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> N
     decisions = [json.loads(line) for line in (out / "decisions.jsonl").read_text().splitlines()]
     assert decisions[0]["step"] == 3
     assert set(decisions[0]["features"]) == set(FEATURES)
+    assert decisions[0]["features"]["epochs_known"] == 1
     assert (out / "model.safetensors").stat().st_size > 4 * 48 * 48
 
 

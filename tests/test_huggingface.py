@@ -114,7 +114,8 @@ def test_a_scheduler_may_be_given_to_the_trainer(tmp_path: Path) -> None:
     ("changes", "given", "epochs"),
     [
         ({"max_steps": -1, "num_train_epochs": 3.0}, {}, 3.0),
-        ({"per_device_train_batch_size": 5}, {}, STEPS * 10 / 64),
+        ({"per_device_train_batch_size": 5}, {}, STEPS / 7),  # 13 batches, two by two
+        ({"per_device_train_batch_size": 64}, {}, STEPS),
         ({}, {"steps_per_epoch": 6.0}, STEPS / 6),
     ],
 )

@@ -20,7 +20,6 @@ from lrenv.observation import (
     FEATURES,
     OptimizerTraits,
     ScaleFreeObserver,
-    columns_of,
     traits_of,
 )
 from lrenv.statistics import StepStats
@@ -188,43 +187,6 @@ def test_progress_lr_and_window_by_hand():
     assert value(made, "update_ratio_max") == pytest.approx(math.log10(3) / 2, abs=1e-5)
     assert value(made, "update_ratio_median") == pytest.approx(math.log10(2) / 2, abs=1e-5)
     assert value(made, "grad_norm_median") == pytest.approx(0.0, abs=1e-6)
-
-
-def test_epochs_by_hand():
-    made = ScaleFreeObserver(observer()._traits, steps_per_epoch=12.5)
-    made.update(interval([1.0]), torch.ones(1))
-    made.update(interval([2.0] * 24, start=1), torch.ones(1))
-
-    seen = {name: value(made, name) for name in ("epochs_known", "epochs", "epoch")}
-    assert seen == pytest.approx({"epochs_known": 1, "epochs": math.log(8), "epoch": math.log(3)})
-
-
-def test_a_state_keeps_the_epoch_unless_a_new_one_is_given():
-    saved = ScaleFreeObserver(observer()._traits, steps_per_epoch=20.0)
-    saved.update(interval([1.0]), torch.ones(1))
-    for own, expected in ((None, 20.0), (50.0, 50.0)):
-        resumed = ScaleFreeObserver(observer()._traits, steps_per_epoch=own)
-        resumed.load_state_dict(saved.state_dict())
-        resumed.update(interval([2.0] * 9, start=1), torch.ones(1))
-        assert value(resumed, "epochs") == pytest.approx(math.log(100 / expected))
-
-
-def test_a_state_from_before_the_last_features_goes_on():
-    saved = observer()
-    saved.update(interval([1.0]), torch.ones(1))
-    state = saved.state_dict()
-    del state["steps_per_epoch"]
-    state["tokens"] = [token[:, :-3] for token in state["tokens"]]
-    made = observer()
-    made.load_state_dict(state)
-
-    assert torch.equal(made.padded(), saved.padded())
-
-
-def test_unknown_epochs_are_masked(scripted_run):
-    seen = tokens(observe(scripted_run()))
-
-    assert seen[:, columns_of("epoch")].abs().max() == 0
 
 
 def test_geometry_by_hand():

@@ -12,6 +12,7 @@ from lrenv.controller import Controller
 from lrenv.decisions import DecisionPlan
 from lrenv.observation import FEATURES, OptimizerTraits
 from lrenv.policies.network import Head
+from lrenv.trainees.tasks import load_data
 from lrenv.training.rollout import (
     VAL_COLUMNS,
     VALIDATE_EVERY,
@@ -47,6 +48,15 @@ def test_signals_are_dropped_for_a_share_of_the_runs():
     others = [i for i, name in enumerate(FEATURES) if not name.startswith(some)]
     assert mask[:, others].min() == 1
     assert len(VAL_COLUMNS) == 3
+
+
+def test_a_rollout_knows_its_epochs(tiny_task):
+    token = roll_out(tiny_task, 1, waver).tokens[0, 0]
+
+    examples, spec = len(load_data(tiny_task.data).x_train), tiny_task.spec
+    epochs = spec.total_steps * spec.batch_size / examples
+    assert token[COLUMN["epochs_known"]] == 1
+    assert token[COLUMN["epochs"]].item() == pytest.approx(math.log(epochs))
 
 
 def test_a_rollout_keeps_every_decision(tiny_task):

@@ -14,7 +14,13 @@ from lrenv.errors import InputError
 from lrenv.observation import OptimizerTraits
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
+from lrenv.trainees.specs import (
+    RunSpec,
+    batch_order,
+    initial_model,
+    noisy_labels,
+    steps_per_epoch,
+)
 from lrenv.trainees.stacked_optimizer import StackedOptimizer
 
 
@@ -65,7 +71,7 @@ class BatchedTrainee:
     @property
     def steps_per_epoch(self) -> float:
         """Optimizer steps in a pass over the training data."""
-        return len(self.dataset.x_train) / self.spec.batch_size
+        return steps_per_epoch(len(self.dataset.x_train), self.spec.batch_size)
 
     @property
     def traits(self) -> OptimizerTraits:

@@ -15,7 +15,13 @@ from torch import Tensor
 from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.specs import RunSpec, batch_order, initial_model, noisy_labels
+from lrenv.trainees.specs import (
+    RunSpec,
+    batch_order,
+    initial_model,
+    noisy_labels,
+    steps_per_epoch,
+)
 from lrenv.trainees.stacked import trained
 
 
@@ -52,7 +58,7 @@ class SingleTrainee:
     @property
     def steps_per_epoch(self) -> float:
         """Optimizer steps in a pass over the training data."""
-        return len(self.dataset.x_train) / self.spec.batch_size
+        return steps_per_epoch(len(self.dataset.x_train), self.spec.batch_size)
 
     @property
     def traits(self) -> OptimizerTraits:

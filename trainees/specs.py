@@ -186,6 +186,11 @@ def batch_order(n_train: int, batch_size: int, total_steps: int, seed: int) -> T
     return stream[: total_steps * n].reshape(total_steps, n)
 
 
+def steps_per_epoch(n_train: int, batch_size: int) -> float:
+    """Optimizer steps in a pass over the training data."""
+    return n_train / min(batch_size, n_train)
+
+
 def noisy_labels(labels: Tensor, n_classes: int, share: float, seed: int) -> Tensor:
     """Replace a share of the labels by uniformly random ones; numbers by those of other rows."""
     if share == 0.0:
