@@ -204,6 +204,10 @@ def clone(
         actor.start_from(start.actor)
     if not settings.rounds:
         return
+    last = folder / f"clone-round{settings.rounds - 1}.pt"
+    if last.exists():
+        actor.load_state_dict(read_state(last))
+        return
     n_tasks = len(demonstrated_tasks(settings))
     if n_tasks < 2:
         raise InputError(

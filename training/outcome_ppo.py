@@ -4,8 +4,8 @@ A group of runs of one and the same task shares initialisation and batches, so t
 between their outcomes come from the schedules alone: the return of a run is minus the log of its
 final validation loss, cut at 2 above the group's best and centred in its group. No tuned expert is
 needed, so that every update can draw new tasks, none of which the actor knows by heart. The causal
-Transformer reads a whole run at once, which makes an update as cheap as cloning; stable-baselines3's
-PPO, which trains the classic policies, reads every decision's window anew.
+Transformer reads a whole run at once, which makes an update as cheap as cloning; the PPO of
+stable-baselines3, which trains the classic policies, reads every decision's window anew.
 
 Shape legend: r runs, t decisions, f features.
 """
