@@ -86,7 +86,7 @@ class OptimizerTraits:
 
     Attributes:
         known: 1 if the other two are known, ``(r,)``.
-        adaptive: 1 if updates are normalised by gradient magnitudes (Adam), ``(r,)``.
+        adaptive: 1 if updates are normalised by gradient magnitudes (Adam, RMSprop), ``(r,)``.
         momentum: Momentum coefficient, 0 if there is none, ``(r,)``.
     """
 
@@ -98,7 +98,8 @@ class OptimizerTraits:
 def traits_of(optimizer: torch.optim.Optimizer) -> OptimizerTraits:
     """Read the traits of a torch optimizer from its class name and first parameter group."""
     group, name = optimizer.param_groups[0], type(optimizer).__name__.lower()
-    adaptive, known = "adam" in name, "adam" in name or "sgd" in name
+    adaptive = "adam" in name or "rmsprop" in name
+    known = adaptive or "sgd" in name
     momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
     row = (float(known), float(adaptive), float(momentum) if known else 0.0)
     return OptimizerTraits(*(torch.tensor([value]) for value in row))

@@ -229,7 +229,16 @@ def test_traits_of_each_run(tiny_data):
     assert traits.known.tolist() == [1, 1]
     assert traits.adaptive.tolist() == [0, 0]
     assert traits.momentum.tolist() == pytest.approx([0.0, 0.9])
-    assert BatchedTrainee([SPEC], tiny_data, [0]).traits.adaptive.tolist() == [1]
+
+
+@pytest.mark.parametrize("optimizer", [spec for spec, _ in OPTIMIZERS.values()], ids=OPTIMIZERS)
+def test_traits_are_those_of_the_torch_optimizer(tiny_data, optimizer):
+    spec = replace(SPEC, optimizer=optimizer)
+    single = SingleTrainee(spec, tiny_data, 0).traits
+    batched = BatchedTrainee([spec], tiny_data, [0]).traits
+
+    for name, value in vars(single).items():
+        assert getattr(batched, name).tolist() == pytest.approx(value.tolist()), name
 
 
 @pytest.mark.parametrize(

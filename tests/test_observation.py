@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_does_not_look_like_the_best():
         (lambda p: torch.optim.Adam(p, betas=(0.8, 0.99)), (1, 1, 0.8)),
         (lambda p: torch.optim.AdamW(p), (1, 1, 0.9)),
         (lambda p: torch.optim.Rprop(p), (0, 0, 0)),
-        (lambda p: torch.optim.RMSprop(p, momentum=0.5), (0, 0, 0)),
+        (lambda p: torch.optim.RMSprop(p, momentum=0.5), (1, 1, 0.5)),
     ],
 )
 def test_traits_of_torch_optimizers(make, expected):

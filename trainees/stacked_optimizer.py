@@ -38,11 +38,10 @@ class StackedOptimizer:
 
     @property
     def traits(self) -> OptimizerTraits:
-        """What a policy is told of the optimizers; nothing of one it does not know."""
+        """What a policy is told of the optimizers."""
         momentum = self._momentum.float()
-        known = torch.full_like(momentum, float(self._name != "rmsprop"))
-        adaptive = torch.full_like(momentum, float("adam" in self._name))
-        return OptimizerTraits(known, adaptive, momentum * known)
+        adaptive = torch.full_like(momentum, float(self._name != "sgd"))
+        return OptimizerTraits(torch.ones_like(momentum), adaptive, momentum)
 
     def step(self, lr: Tensor, grads: Sequence[Tensor]) -> None:
         """Update all parameters by their gradients at learning rates ``(r,)``."""
