@@ -132,7 +132,7 @@ def test_a_network_chooses_by_all_tokens_so_far(tiny_task):
 def test_a_network_explores_with_noise_of_a_deviation_and_a_memory(memory):
     torch.manual_seed(0)
     actor, token = Head("scale-free", len(FEATURES)).eval(), torch.randn(1, len(FEATURES))
-    many = token.expand(6_000, -1)
+    many = token.expand(20_000, -1)
 
     def noise(seed: int) -> Tensor:
         still, noisy = NetworkChoice(actor), NetworkChoice(actor, 0.2, memory, generator(seed))
@@ -145,6 +145,7 @@ def test_a_network_explores_with_noise_of_a_deviation_and_a_memory(memory):
     assert rows.std(1).tolist() == pytest.approx([0.2] * 3, rel=0.03)
     correlations = torch.corrcoef(rows)
     assert correlations[0].tolist() == pytest.approx([1.0, memory, memory**2], abs=0.03)
+    assert torch.allclose(rows[:, :10_000], -rows[:, 10_000:], atol=1e-6)
     assert torch.equal(rows, noise(0))
     assert not torch.equal(rows, noise(1))
 

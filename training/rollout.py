@@ -97,7 +97,9 @@ class NetworkChoice:
 
     A constant shift of the actions shifts the whole LR curve, whose effect on the outcome is much
     larger than that of white noise, which the policy undoes at the next decision (compare
-    Eberhard et al. 2023 on pink noise).
+    Eberhard et al. 2023 on pink noise). The second half of the runs has the negative noise of the
+    first: near the best schedule both directions cost the same, which then does not blur what the
+    other runs say (mirrored sampling, Salimans et al. 2017).
 
     Args:
         actor: The actor.
@@ -123,7 +125,8 @@ class NetworkChoice:
         mean = self._actor.step(token, self._cache)
         if self._generator is None:
             return mean
-        fresh = torch.randn(mean.shape, generator=self._generator)
+        half = torch.randn((len(mean) + 1) // 2, generator=self._generator)
+        fresh = torch.cat([half, -half])[: len(mean)]
         if self._noise is None:
             self._noise = fresh
         else:
