@@ -15,12 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrenv import processes
 from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.controller import Controller, Decision
+from lrenv.decision_log import log_entry
 from lrenv.decisions import check_total_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
+from lrenv.gradients import GradientReader
 from lrenv.hooks import listen, set_lr
 from lrenv.losses import LossReports
-from lrenv.observation import FEATURES, ScaleFreeObserver, traits_of
+from lrenv.observation import traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.rollback import Rollback
 
@@ -122,7 +124,7 @@ class LearnedLR(LRScheduler):
             total=processes.total_of(params),
         )
         self.decisions: list[dict[str, Any]] = []
-        self._measured: list[int] = []
+        self._reader = GradientReader(optimizer)
         self._unreported = False
         self._overrun = self._warned = False
         self._reports = LossReports(self.controller.lr)
@@ -219,7 +221,7 @@ class LearnedLR(LRScheduler):
             "policy_sha256": self.policy.card["sha256"],
             "controller": self.controller.state_dict(),
             "decisions": list(self.decisions),
-            "measured": list(self._measured),
+            "measured": list(self._reader.places),
             "unreported": self._unreported,
             "open": self._open,
             "made_for": self._made_for,
@@ -263,7 +265,7 @@ class LearnedLR(LRScheduler):
         self.controller.load_state_dict(state_dict["controller"])
         self._open = state_dict["open"]
         self.decisions = list(state_dict["decisions"])
-        self._measured = list(state_dict["measured"])
+        self._reader.places = list(state_dict["measured"])
         self._unreported = state_dict["unreported"]
         self._reports.load_state_dict(state_dict)
         self._step_count = state_dict["step_count"]
@@ -297,40 +299,20 @@ class LearnedLR(LRScheduler):
             self._apply()
         self._reports.set_closure(loss)
         if self.controller.measuring:
-            params = self._parameters()
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            # Under mixed precision a fused optimizer undoes the scaling itself, within its step.
-            scale = getattr(self.optimizer, "grad_scale", None)
-            if scale is not None:
-                grads = [grad / scale for grad in grads]
-            self.controller.before_update(_as_runs(params), _as_runs(grads))
+            self.controller.before_update(self._reader.parameters(), self._reader.gradients())
 
     def after_step(self) -> None:
         """Measure the update; called within ``optimizer.step()``."""
         if self._waiting:
             return
         if self.controller.measuring:
-            self.controller.after_update(_as_runs(self._parameters()))
+            self.controller.after_update(self._reader.parameters())
         self._unreported = True
 
     @property
     def _waiting(self) -> bool:
         """Whether torch's SequentialLR has it wait for its turn."""
         return self.last_epoch < 0
-
-    def _parameters(self) -> list[Tensor]:
-        """The measured parameters: those with a gradient at the first measured step."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if not self._measured:
-            self._measured = [
-                i for i, p in enumerate(params) if p.grad is not None and p.numel() > 0
-            ]
-            if not self._measured:
-                raise InputError(
-                    "Expected gradients at the optimizer step, got none; call loss.backward() "
-                    "before optimizer.step(), or in its closure."
-                )
-        return [params[i] for i in self._measured]
 
     def _advance(self) -> None:
         """Count an optimizer step; decide where an interval ends."""
@@ -360,27 +342,14 @@ class LearnedLR(LRScheduler):
         self.last_epoch = controller.step
 
     def _log(self, decision: Decision, rolled_back: bool) -> None:
-        exploded, guarded = bool(decision.exploded), bool(decision.guarded)
-        bad = "the loss exploded" if exploded else "the loss was not finite"
-        if guarded and not rolled_back and not self._warned:
+        entry = log_entry(self.controller, decision, rolled_back)
+        if entry["guard"] and not rolled_back and not self._warned:
             self._warned = True
             warnings.warn(
-                f"At step {decision.step} {bad}, and the LR was cut; the weights stay as they are. "
-                "With rollback=model a run comes back to its last good ones.",
+                f"At step {decision.step} {entry['guard']}, and the LR was cut; the weights stay "
+                "as they are. With rollback=model a run comes back to its last good ones.",
                 stacklevel=5,
             )
-        entry: dict[str, Any] = {
-            "step": decision.step,
-            "lr": float(decision.lr),
-            "action": float(decision.action),
-            "total_steps": self.controller.plan.total_steps,
-            "guard": bad if guarded else None,
-            "rolled_back": rolled_back,
-        }
-        observer = self.controller.observer
-        if isinstance(observer, ScaleFreeObserver):
-            row = observer.tokens[-1][0].tolist()
-            entry["features"] = dict(zip(FEATURES, row, strict=True))
         self.decisions.append(entry)
 
     def _apply(self) -> None:
@@ -397,9 +366,3 @@ def _check_unit(optimizer: Optimizer) -> None:
             f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
             "sets the ratios between groups, any positive number will do."
         )
-
-
-def _as_runs(tensors: list[Tensor]) -> list[Tensor]:
-    """Views of tensors, or of this process's shards, as those of one run, ``(1, ...)`` each."""
-    own = [processes.own_shard(t.detach()) for t in tensors]
-    return [(t.to_dense() if t.is_sparse else t)[None] for t in own]

@@ -65,7 +65,9 @@ def suffer(events: list[tuple[str, float, float, float | None]], rollback: bool)
             if mode == "no gradients":
                 for param in model.parameters():
                     param.grad = None
-                if scheduler._measured:  # refused at the first step, as nothing could be measured
+                if (
+                    scheduler._reader.places
+                ):  # refused at the first step, as nothing could be measured
                     optimizer.step()
             elif mode != "skipped":
                 for _ in range(2 if mode == "twice" else 1):
