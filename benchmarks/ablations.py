@@ -48,16 +48,7 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 START = "balanced"
 """Policy that acts in half of the demonstrations."""
 
-RECIPE = GeneralistSettings(
-    start=START,
-    family="balanced",
-    tasks=720,
-    group=8,
-    rounds=1,
-    last_clone_steps=1000,
-    last_clone_lr=1e-3,
-    longest_demonstration=800,
-)
+RECIPE = GeneralistSettings(start=START)
 
 
 @dataclass(frozen=True)

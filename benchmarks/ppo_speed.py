@@ -38,7 +38,14 @@ from lrenv.training.runfolder import write_json
 from lrenv.training.settings import GeneralistSettings
 
 _TRAINEE = "mlp-mnist-classic"
-_PPO = GeneralistSettings(groups_per_update=1, critic_warmup=2, actor_lr=3e-4, average_decay=0.0)
+_PPO = GeneralistSettings(
+    group=16,
+    groups_per_update=1,
+    critic_warmup=2,
+    target_kl=0.02,
+    actor_lr=3e-4,
+    average_decay=0.0,
+)
 
 
 @dataclass(frozen=True)

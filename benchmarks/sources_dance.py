@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from sources_claims import Check, SourceTable, judge
 from sources_runs import Method, Row, Runs, expert, follow, kept, learned, peer
@@ -18,7 +17,7 @@ from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task
-from lrenv.training.peers import PeerRun, get_peer
+from lrenv.training.peers import PeerRun
 from lrenv.training.progress import track
 from lrenv.training.records import MATCHED
 
@@ -95,21 +94,6 @@ def step_lr(peak: float, parts: int) -> Method:
     return Method("Step-LR", ("step", peak, parts), start, peak)
 
 
-def pairwise(lr: float) -> Method:
-    """ALR while two neighbouring layers train at a time."""
-
-    def start(trainee: SingleTrainee) -> PeerRun:
-        run, pairs = get_peer("alr").start(trainee, lr, 1.0), PairwiseLayers(trainee.model.layers)
-
-        def after_step(loss: Any) -> None:
-            run.after_step(loss)
-            pairs.step()
-
-        return PeerRun(after_step)
-
-    return Method("ALR-Pairwise", ("pairwise", lr), start, lr)
-
-
 def costs(task: Task, rounds: int) -> Row:
     """MiB of gradients and median CPU milliseconds of a step, by the layers that are trained."""
     trainee = build_trainee(replace(task, spec=replace(task.spec, total_steps=4 * rounds)))
@@ -142,7 +126,7 @@ def dance_table(folder: Path, setup: DanceSetup, seeds: int) -> SourceTable:
     grids = {
         "Step-LR": [step_lr(peak, parts) for peak in setup.peaks for parts in setup.parts],
         "ALR": [peer("alr", lr) for lr in setup.peaks],
-        "ALR-Pairwise": [pairwise(lr) for lr in setup.peaks],
+        "ALR-Pairwise": [peer("alr-pairwise", lr) for lr in setup.peaks],
     }
     tuned = {name: runs.tuned(task, grid, seeds) for name, grid in grids.items()}
     rate = sum(row["mean_lr"] for row in tuned["ALR"]) / len(tuned["ALR"])

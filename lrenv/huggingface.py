@@ -10,6 +10,7 @@ trainer.train()
 from __future__ import annotations
 
 import math
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import has_length
 
+from lrenv.decisions import check_steps_per_epoch
 from lrenv.errors import InputError
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
@@ -48,7 +50,8 @@ def use_learned_lr(
         kwargs: Further arguments of :class:`LearnedLR`, such as ``rollback``.
 
     Raises:
-        InputError: The trainer has another scheduler already.
+        InputError: The trainer has another scheduler already, or this was called for it before.
+        TypeError: :class:`LearnedLR` takes no such argument.
         PolicyFileError: The policy cannot be loaded.
     """
     host: Any = trainer  # whose methods are replaced, which types forbid
@@ -58,6 +61,12 @@ def use_learned_lr(
             f"Expected no scheduler in the trainer, or a LearnedLR, got {type(given).__name__}; "
             "leave it out of optimizers=."
         )
+    if any(isinstance(callback, _Reporter) for callback in host.callback_handler.callbacks):
+        raise InputError(
+            "Expected a trainer without a learned LR, got one with it; call this once."
+        )
+    signature(LearnedLR).bind_partial(**kwargs)
+    check_steps_per_epoch(kwargs.get("steps_per_epoch"))
     loaded = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
     make_loader, per_epoch = host.get_train_dataloader, None
 

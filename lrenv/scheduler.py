@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,12 +109,6 @@ class LearnedLR(LRScheduler):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
         self._made_for, self._open = total_steps, total_steps is None
-        if isinstance(total_steps, int) and 0 < total_steps < _SHORTEST:
-            warnings.warn(
-                f"Expected a run of at least {_SHORTEST} optimizer steps, as most in training are, "
-                f"got {total_steps}: its LR may get too high; rollback=model is a way back.",
-                stacklevel=2,
-            )
         self.controller = Controller(
             _HORIZON if total_steps is None else total_steps,
             traits_of(optimizer),
@@ -123,6 +118,12 @@ class LearnedLR(LRScheduler):
             average=processes.mean,
             total=processes.total_of(params),
         )
+        if total_steps is not None and total_steps < _SHORTEST:
+            warnings.warn(
+                f"Expected a run of at least {_SHORTEST} optimizer steps, as most in training are, "
+                f"got {total_steps}: its LR may get too high; rollback=model is a way back.",
+                stacklevel=2,
+            )
         self.decisions: list[dict[str, Any]] = []
         self._reader = GradientReader(optimizer)
         self._unreported = False
@@ -207,10 +208,13 @@ class LearnedLR(LRScheduler):
         """Bring the run to its end within further optimizer steps; the LR does not rise any more.
 
         Raises:
-            InputError: There are less than one.
+            InputError: They are no whole number, or less than one.
         """
-        if steps < 1:
-            raise InputError(f"Expected steps of at least 1, got {steps}; name how many are left.")
+        if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+            raise InputError(
+                f"Expected steps to be a whole number of at least 1, got {steps!r}; name how many "
+                "are left."
+            )
         self.controller.ceiling = self.controller.lr.clone()
         self.set_total_steps(self.controller.step + steps)
 
@@ -242,9 +246,9 @@ class LearnedLR(LRScheduler):
         Raises:
             InputError: The state belongs to another policy, or the run is past the new end.
         """
-        if "policy_sha256" not in state_dict:
+        if not isinstance(state_dict, dict) or "policy_sha256" not in state_dict:
             raise InputError(
-                "Expected the state of a LearnedLR, got that of another scheduler; leave it out, "
+                "Expected the state of a LearnedLR, got that of something else; leave it out, "
                 "and the run goes on as from its start."
             )
         own, saved = self.policy.card["sha256"], state_dict["policy_sha256"]

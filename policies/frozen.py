@@ -148,6 +148,10 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
         PolicyFileError: There is none, or it is damaged, altered, of another format, or made for
             another list of features.
     """
+    if not isinstance(name_or_path, (str, Path)):
+        raise PolicyFileError(
+            f"Expected a policy's name or path, got {name_or_path!r}; leave it out for the default."
+        )
     card_path = _find(name_or_path)
     try:
         card = json.loads(card_path.read_text())

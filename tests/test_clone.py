@@ -21,6 +21,7 @@ from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
 
 SETTINGS = GeneralistSettings(
+    longest_demonstration=5000,
     tasks=21,
     group=4,
     rounds=2,

@@ -216,7 +216,9 @@ def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatc
 
 
 def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
-    settings = GeneralistSettings(output=tmp_path, family="mixed", longest_run=300)
+    settings = GeneralistSettings(
+        output=tmp_path, family="mixed", longest_run=300, groups_per_update=8
+    )
     first, later = (list(islice(ppo_tasks(settings, n), 20)) for n in (0, 2))
 
     assert first[16:] == later[:4]  # 8 tasks an update

@@ -148,6 +148,17 @@ def test_another_scheduler_is_refused(tmp_path: Path) -> None:
         use_learned_lr(trainer)
 
 
+def test_bad_arguments_are_refused_ahead_of_the_training(tmp_path: Path) -> None:
+    trainer = hf_trainer(tmp_path)
+    with pytest.raises(TypeError, match="foo"):
+        use_learned_lr(trainer, foo=1)
+    with pytest.raises(InputError, match="steps_per_epoch to be a positive number"):
+        use_learned_lr(trainer, steps_per_epoch="x")
+    use_learned_lr(trainer)
+    with pytest.raises(InputError, match="call this once"):
+        use_learned_lr(trainer)
+
+
 def test_sft_trainer_is_scheduled(tmp_path: Path) -> None:
     args = trl.SFTConfig(
         str(tmp_path),

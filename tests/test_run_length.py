@@ -130,3 +130,10 @@ def test_the_lr_does_not_rise_once_a_run_is_to_finish(tmp_path: Path) -> None:
     after = train(model, optimizer, scheduler, range(30, 60))
     assert lrs[-1] > 10 * lrs[5]
     assert max(after) == pytest.approx(ceiling)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1.5, "x", None, True])
+def test_what_is_no_number_of_further_steps_is_refused(policy, steps):
+    scheduler = scheduled(policy, None)[2]
+    with pytest.raises(InputError, match="whole number of at least 1, got"):
+        scheduler.finish(steps)

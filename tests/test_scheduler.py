@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
 from lrenv import InputError, LearnedLR, LRScheduleEnv
+from lrenv.errors import PolicyFileError
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_task, build_trainee
@@ -149,8 +150,12 @@ def test_what_is_no_optimizer_loss_or_model_is_refused(policy: FrozenPolicy) -> 
         scheduler.step(1.0, val_loss=torch.ones(3))
     with pytest.raises(TypeError):
         scheduler.step(1.0, 5)
-    with pytest.raises(InputError, match="state of a LearnedLR, got that of another scheduler"):
+    with pytest.raises(InputError, match="state of a LearnedLR, got that of something else"):
         scheduler.load_state_dict({"last_epoch": 3})
+    with pytest.raises(InputError, match="state of a LearnedLR"):
+        scheduler.load_state_dict(None)
+    with pytest.raises(PolicyFileError, match="name or path, got 3"):
+        LearnedLR(optimizer, 100, 3)
 
 
 def test_resume_needs_the_same_policy(policy: FrozenPolicy, tmp_path: Path) -> None:

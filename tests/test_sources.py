@@ -21,7 +21,7 @@ import sources
 import sources_peft
 from classic_policies import SETTINGS
 from sources_claims import Check, SourceTable, average, claim_line, judge
-from sources_dance import DanceSetup, dance_table, pairwise, step_lr
+from sources_dance import DanceSetup, dance_table, step_lr
 from sources_dlr import DLRSetup, dlr_table, hi_dlr
 from sources_lc import LCSetup, lc, lc_table
 from sources_peft import PEFTSetup, freeze, peft_table
@@ -242,7 +242,7 @@ def test_pairwise_trains_every_layer_in_turn(tmp_path):
     setup = DanceSetup(8, 3, 2, **TINY_DECODER, batch_size=4)
     runs = Runs(tmp_path)
     alone = runs.get(setup.task, peer("alr", 1e-3))
-    assert runs.get(setup.task, pairwise(1e-3))["val_loss"] != alone["val_loss"]
+    assert runs.get(setup.task, peer("alr-pairwise", 1e-3))["val_loss"] != alone["val_loss"]
 
 
 @pytest.mark.slow  # pretrains a decoder

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
-from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR
+from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR, PairwiseLayers
 from lrenv.adaptive.gen import group_parameters
 from lrenv.errors import InputError
 from lrenv.trainees.single import SingleTrainee
@@ -145,9 +145,28 @@ def _hi_dlr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
 def _alr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """ALR on the outputs of all layers with weights of their own."""
     _set_lr(trainee, peak * scale)
-    modules = [m for m in trainee.model.modules() if list(m.parameters(recurse=False))]
-    scheduler = ALRScheduler(trainee.optimizer, modules)
+    scheduler = ALRScheduler(trainee.optimizer, _weighted(trainee.model))
     return PeerRun(lambda _: scheduler.step())
+
+
+def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+    """ALR that trains two layers at a time: a decoder's, or else all with weights of their own."""
+    run = _alr(trainee, peak, scale)
+    layers = getattr(trainee.model, "layers", _weighted(trainee.model))
+    if len(layers) < 2:
+        return run
+    pairs = PairwiseLayers(layers)
+
+    def after_step(loss: Tensor) -> None:
+        run.after_step(loss)
+        pairs.step()
+
+    return PeerRun(after_step)
+
+
+def _weighted(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model with weights of their own."""
+    return [m for m in model.modules() if list(m.parameters(recurse=False))]
 
 
 def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
@@ -235,6 +254,7 @@ PEERS: dict[str, Peer] = {
     "gen": Peer("GeN", _gen),
     "hi-dlr": Peer("Hi-DLR", _hi_dlr),
     "alr": Peer("ALR", _alr),
+    "alr-pairwise": Peer("ALR-Pairwise", _alr_pairwise),
     "schedule-free": Peer("Schedule-Free AdamW", _schedule_free, "schedulefree"),
     "prodigy": Peer("Prodigy", _prodigy, "prodigyopt"),
     "prodigy-cosine": Peer("Prodigy, cosine", _annealed(_prodigy), "prodigyopt"),

@@ -38,37 +38,37 @@ class GeneralistSettings:
         "brief",
         "wide",
         "balanced",
-    ] = "wide"
+    ] = "balanced"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
     hidden: tuple[str, ...] = ()
     """Features that the policy does not read, each by its name or the start of it."""
-    tasks: int = 320
+    tasks: int = 720
     """Tasks whose tuned experts are demonstrated; a tenth of them tells when to stop cloning."""
     held_out: int = 24
     """Further tasks that the export is selected on, the same in all runs of a family; as many again
     measure it."""
-    group: int = 16
+    group: int = 8
     """Rollouts of one and the same task."""
-    rounds: int = 2
+    rounds: int = 1
     """Rounds of cloning; each adds rollouts of the policy to the demonstrations. None with a start
     leaves it to PPO as it is."""
     clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
-    last_clone_steps: int = 3000
+    last_clone_steps: int = 1000
     """Optimizer steps of cloning in the last round, whose clone PPO starts from."""
-    longest_demonstration: int = 5000
+    longest_demonstration: int = 800
     """Longest runs that are demonstrated, in optimizer steps."""
     clone_batch: int = 64
     """Runs in a batch of cloning."""
     clone_lr: float = 1e-3
     """Peak LR of cloning."""
-    last_clone_lr: float = 5e-4
+    last_clone_lr: float = 1e-3
     """Peak LR of cloning in the last round."""
-    groups_per_update: int = 8
+    groups_per_update: int = 32
     """Tasks rolled out for one PPO update, all of them new."""
-    longest_run: int = 1000
+    longest_run: int = 800
     """Longest runs that PPO rolls out, in optimizer steps; a long one costs as much as many short
     ones."""
     critic_warmup: int = 8
@@ -87,7 +87,7 @@ class GeneralistSettings:
     """λ of generalised advantage estimation; the discount is 1."""
     kl_clone: float = 0.01
     """Weight of the KL term to the clone."""
-    target_kl: float = 0.02
+    target_kl: float = 0.03
     """Mean KL to the last policy at which an update ends."""
     action_std: float = 0.125
     """Deviation of the actions while training; ±1 is the largest change of log LR."""
