@@ -61,8 +61,9 @@ def main(settings: Settings) -> None:
     """Measure, print the table, write the JSON file."""
     torch.set_num_threads(1)
     actor = load_policy(settings.policy).actor
-    drawn = (training_task(i, FAMILY) for i in TASKS)
-    tasks = [task for task in drawn if task.spec.total_steps <= LONGEST]
+    drawn = {number: training_task(number, FAMILY) for number in TASKS}
+    drawn = {n: task for n, task in drawn.items() if task.spec.total_steps <= LONGEST}
+    tasks = list(drawn.values())
     with Workers(settings.workers) as workers:
         search_all(tasks, workers)
         found = workers.starmap(log_ratios_of, [(task,) for task in tasks], actor)
@@ -74,7 +75,7 @@ def main(settings: Settings) -> None:
         table.add_row(name, *(f"{figures[key]:.3f}" for key in keys), str(figures["diverged"]))
     console.print(table)
     by_name = zip(LEFT_OUT, ratios.T.tolist(), strict=True)
-    head = {"policy": settings.policy, "family": FAMILY, "tasks": [task.seed for task in tasks]}
+    head = {"policy": settings.policy, "family": FAMILY, "tasks": list(drawn)}
     write_json(settings.output, {**head, "log_ratios": dict(by_name)})
 
 
