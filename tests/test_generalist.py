@@ -198,11 +198,19 @@ def test_other_settings_are_refused(runs):
     [
         {"groups_per_update": 0},
         {"held_out": 0},
+        {"held_out": 501},
         {"tasks": 0},
         {"group": 0},
         {"rounds": 0},
     ],
-    ids=["no groups", "none held out", "no tasks", "no runs", "no cloning and no start"],
+    ids=[
+        "no groups",
+        "none held out",
+        "too many held out",
+        "no tasks",
+        "no runs",
+        "no cloning and no start",
+    ],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):
     def reached(*_):

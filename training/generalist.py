@@ -107,6 +107,9 @@ def _check_counts(settings: GeneralistSettings) -> None:
             raise InputError(
                 f"Expected {name} of at least {bound}, got {getattr(settings, name)}; raise it."
             )
+    most = len(HELD_OUT_NUMBERS) // 2
+    if settings.held_out > most:
+        raise InputError(f"Expected held_out of at most {most}, got {settings.held_out}; lower it.")
 
 
 def summary(ratios: Tensor) -> dict[str, float]:
