@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lrenv.trainees.language_model import load_language_model
 from lrenv.trainees.tasks import load_data
 from lrenv.training.cli import main
 from lrenv.training.finetune import finetune_task
+from lrenv.training.runfolder import write_state
 from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 
 LLM = ["finetune", "--trainee", "lora-llm", "--data", "babyai", "--model", "tiny-llama"]
@@ -60,6 +62,12 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
         (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
         (["finetune", "--device", "gpu"], "a device that torch has here, such as cpu; got 'gpu'"),
+        (["finetune", "--lr", "0.1"], "--lr with another method than learned, got lr=0.1"),
+        (["finetune", "--method", "gen", "--lr", "-1"], "Expected an lr above 0, got -1.0"),
+        (
+            ["finetune", "--method", "lc", "--layerwise", "lc"],
+            "--layerwise with the method learned, got layerwise='lc' with lc; leave it out",
+        ),
         (["finetune", "--rank", "4"], "with the trainee lora-llm alone, got them with mlp-mnist"),
         ([*LLM, "--data", "nope"], "Expected instructions among virtualhome, virtualhome-titles"),
         ([*LLM, "--data", "no.jsonl"], "Expected a JSONL file at no.jsonl"),
@@ -82,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_2(
     argv: list[str],
     text: str,
 ) -> None:
-    if argv[:1] == ["finetune"] and "--policy" not in argv:
+    if argv[:1] == ["finetune"] and not {"--policy", "--method"} & {*argv}:
         argv = [*argv, "--policy", policy, "--output", str(tmp_path / "out")]
     if argv[:1] == ["evaluate"]:
         argv = [*argv, "--policies", policy, "--output", str(tmp_path / "out")]
@@ -104,7 +112,7 @@ def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> N
     argv = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
     main([*argv, "--total-steps", "40", "--output", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["policy"] == "random"
+    assert metrics["method"] == "random policy"
     assert 0.0 <= metrics["test_accuracy"] <= 1.0
     decisions = [json.loads(line) for line in (out / "decisions.jsonl").read_text().splitlines()]
     assert decisions[0]["step"] == 3
@@ -176,6 +184,48 @@ def test_killed_finetune_resumes_to_the_same_weights(
     main(argv)
     weights = "adapter/adapter_model.safetensors" if trainee == "lora-llm" else "model.safetensors"
     for name in (weights, "decisions.jsonl", "metrics.json"):
+        whole, resumed = (tmp_path / run / name for run in ("whole", "killed"))
+        assert whole.read_bytes() == resumed.read_bytes(), name
+
+
+@pytest.mark.parametrize("trainee", ["convnet-mnist", "lora-llm"])
+@pytest.mark.parametrize("method", ["lc", "gen", "hi-dlr", "alr", "alr-pairwise"])
+def test_other_methods_set_the_lr_and_resume(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    instructions: str,
+    tmp_path: Path,
+    method: str,
+    trainee: str,
+) -> None:
+    argv = ["finetune", "--trainee", trainee, "--method", method, "--lr", "0.003"]
+    if trainee == "lora-llm":
+        argv += ["--model", "tiny-llama", "--data", instructions, "--dropout", "0.1"]
+        argv += ["--answers", "0"]
+    argv += ["--total-steps", "45", "--checkpoint-every", "15", "--output"]
+    main([*argv, str(tmp_path / "whole")])
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["method"] == method
+    assert metrics["val_loss"] < 10.0
+    assert not (tmp_path / "whole" / "decisions.jsonl").exists()
+    rows = (tmp_path / "whole" / "progress.jsonl").read_text().splitlines()
+    lrs = [json.loads(row)["lr"] for row in rows[1:-1]]
+    assert len(lrs) == 45
+    assert (set(lrs) == {0.003}) == (method == "lc")  # whose LRs differ within steps alone
+    assert f"one whose LR {method} set" in fails(capsys, "explain", str(tmp_path / "whole"))
+
+    def stop(path: Path, state: dict[str, Any]) -> None:
+        write_state(path, state)
+        if len(state["losses"]) == 30:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lrenv.training.finetune.write_state", stop)
+        with pytest.raises(SystemExit, match="130"):
+            main([*argv, str(tmp_path / "killed")])
+    main([*argv, str(tmp_path / "killed")])
+    weights = "adapter/adapter_model.safetensors" if trainee == "lora-llm" else "model.safetensors"
+    for name in (weights, "metrics.json"):
         whole, resumed = (tmp_path / run / name for run in ("whole", "killed"))
         assert whole.read_bytes() == resumed.read_bytes(), name
 

@@ -97,10 +97,11 @@ class SingleTrainee:
     def state_dict(self) -> dict[str, Any]:
         """Return model, optimizer and position in the data as tensors and plain values.
 
-        Frozen weights, which the specification names, are left out.
+        Weights that never train, which the specification names, are left out.
         """
+        trained = {id(p) for p in self._params}
         named = self.model.named_parameters(remove_duplicate=False)  # tied ones have two names
-        frozen = {name for name, p in named if not p.requires_grad}
+        frozen = {name for name, p in named if id(p) not in trained}
         state = self.model.state_dict()
         return {
             "model": {name: value for name, value in state.items() if name not in frozen},

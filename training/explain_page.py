@@ -40,7 +40,7 @@ def explain_run(settings: ExplainSettings) -> Path:
     """Write ``explain.html`` into a run folder of ``lrenv finetune``; returns its path.
 
     Raises:
-        InputError: The folder holds no run, or one of a classic policy.
+        InputError: The folder holds no run of a policy, or one of a classic policy.
     """
     run = _read(settings.run)
     title = f"Why these learning rates: {run.policy.name} in {settings.run.name}"
@@ -58,6 +58,8 @@ def explain_run(settings: ExplainSettings) -> Path:
 def _read(folder: Path) -> _Run:
     try:
         settings = json.loads((folder / "settings.json").read_text())
+        if (method := settings.get("method", "learned")) != "learned":
+            raise ValueError(f"one whose LR {method} set, not a policy")
         lines = (folder / "decisions.jsonl").read_text().splitlines()
         decisions = [json.loads(line) for line in lines]
         policy, total_steps = load_policy(settings["policy"]), int(settings["total_steps"])

@@ -1,4 +1,4 @@
-"""``lrenv finetune``: train a trainee under a pretrained policy, and keep everything of it."""
+"""``lrenv finetune``: train a trainee under a policy or another method, and keep all of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.errors import InputError
 from lrenv.files import make_folder, write_atomic
-from lrenv.policies.frozen import load_policy
-from lrenv.scheduler import LearnedLR
 from lrenv.trainees.generation import general_loss, generate, rouge
 from lrenv.trainees.instructions import load_instructions
 from lrenv.trainees.language_model import load_tokenizer
@@ -27,6 +25,7 @@ from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
+from lrenv.training.methods import Method, check_method, start_method
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.run_report import write_run_report
 from lrenv.training.runfolder import (
@@ -78,11 +77,39 @@ class ProgressLog:
         self._file.write(json.dumps(row) + "\n")
 
 
+@dataclass
+class _Run:
+    """A run as far as it is: losses of its steps, LRs by parameter group, validations by step."""
+
+    label: str
+    trainee: SingleTrainee
+    method: Method
+    losses: list[Tensor] = field(default_factory=list)
+    lrs: dict[str, list[float]] = field(default_factory=dict)
+    vals: dict[int, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trainee": self.trainee.state_dict(),
+            "method": self.method.state_dict(),
+            "losses": torch.cat(self.losses),
+            "lrs": self.lrs,
+            "vals": self.vals,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainee.load_state_dict(state["trainee"])
+        self.method.load_state_dict(state["method"])
+        self.losses = list(state["losses"].split(1))
+        self.lrs, self.vals = state["lrs"], state["vals"]
+
+
 def finetune(settings: FinetuneSettings) -> Path:
     """Train the trainee; a run that was stopped goes on from its last checkpoint, exactly.
 
-    Writes the model (an adapter in peft's format for a language model), ``decisions.jsonl``,
-    ``metrics.json``, ``report.html``, TensorBoard's files, and as it goes ``progress.jsonl``.
+    Writes the model (an adapter in peft's format for a language model), ``metrics.json``,
+    ``report.html``, a policy's ``decisions.jsonl``, TensorBoard's files, and as it goes
+    ``progress.jsonl``.
 
     Returns:
         The path of the metrics.
@@ -94,34 +121,26 @@ def finetune(settings: FinetuneSettings) -> Path:
         raise InputError(
             f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
         )
-    policy = load_policy(settings.policy)
+    policy = check_method(settings)
     task = finetune_task(settings)
     folder = make_folder(settings.output)
     check_settings(folder, settings, free={"output", "checkpoint_every"})
     data = load_data(task.data)
     console.print(f"Data: {data.name}, {data.note}")
     trainee = build_trainee(task, _device(settings.device))
-    scheduler = LearnedLR(
-        trainee.optimizer,
-        settings.total_steps,
-        policy,
-        steps_per_epoch=trainee.steps_per_epoch,
-        rollback=trainee.model if settings.rollback else None,
-        layerwise=settings.layerwise,
-    )
-    checkpoint, losses, vals = folder / "checkpoint.pt", [], {}
+    label = f"{policy.name} policy" if policy else settings.method
+    run = _Run(label, trainee, start_method(settings, policy, trainee))
+    checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        state = read_state(checkpoint)
-        trainee.load_state_dict(state["trainee"])
-        scheduler.load_state_dict(state["scheduler"])
-        losses, vals = list(state["losses"].split(1)), state["vals"]
-        console.print(f"Resumed at step {len(losses)} of {settings.total_steps}")
+        run.load_state_dict(read_state(checkpoint))
+        console.print(f"Resumed at step {len(run.losses)} of {settings.total_steps}")
+    start = len(run.losses)
     with (
-        SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses)) as writer,
-        ProgressLog(folder / PROGRESS, len(losses), settings.total_steps) as progress,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,
+        ProgressLog(folder / PROGRESS, start, settings.total_steps) as progress,
     ):
-        _train(trainee, scheduler, (losses, vals), settings, (writer, progress), checkpoint)
-        metrics = _finish(folder, trainee, scheduler, (losses, vals), settings, writer)
+        _train(run, settings, (writer, progress), checkpoint)
+        metrics = _finish(folder, run, settings, writer)
         progress.write(finished=True)
     return metrics
 
@@ -174,37 +193,50 @@ def finetune_task(settings: FinetuneSettings) -> Task:
 
 
 def _train(
-    trainee: SingleTrainee,
-    scheduler: LearnedLR,
-    history: tuple[list[Tensor], dict[int, float]],
+    run: _Run,
     settings: FinetuneSettings,
     logs: tuple[SummaryWriter, ProgressLog],
     checkpoint: Path,
 ) -> None:
-    (losses, vals), (writer, progress) = history, logs
+    trainee, method, (writer, progress) = run.trainee, run.method, logs
     every = max(1, settings.total_steps // VALIDATIONS)
     with progress_bar() as bar:
         line = bar.add_task("Training", total=settings.total_steps, status="")
-        for step in range(len(losses), settings.total_steps):
+        for step in range(len(run.losses), settings.total_steps):
             loss = trainee.backward()
             trainee.optimizer.step()
-            losses.append(loss.cpu())
+            run.losses.append(loss.cpu())
             val = None
             if (step + 1) % every == 0:
                 val = trainee.evaluate("val", trainee.spec.val_examples)[0]
-                vals[step] = float(val)
-                writer.add_scalar("losses/val", vals[step], step)
-            decided = len(scheduler.decisions)
-            scheduler.step(loss, val_loss=val)
-            lr = float(scheduler.get_last_lr()[0])
-            values = {"step": step + 1, "loss": float(loss), "lr": lr, "val_loss": vals.get(step)}
-            progress.write(**values, decision=_brief(scheduler.decisions[decided:]))
+                run.vals[step] = float(val)
+                writer.add_scalar("losses/val", run.vals[step], step)
+            decided = len(method.decisions)
+            method.step(loss, val_loss=val)
+            lrs = _lrs(trainee)
+            for name, lr in lrs.items():
+                run.lrs.setdefault(name, []).append(lr)
+                writer.add_scalar(f"charts/{name}", lr, step)
+            lr = next(iter(lrs.values()))
+            values = {
+                "step": step + 1,
+                "loss": float(loss),
+                "lr": lr,
+                "val_loss": run.vals.get(step),
+            }
+            progress.write(**values, decision=_brief(method.decisions[decided:]))
             writer.add_scalar("losses/train", float(loss), step)
-            writer.add_scalar("charts/lr", lr, step)
             bar.update(line, completed=step + 1, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
             if (step + 1) % settings.checkpoint_every == 0:
-                state = {"trainee": trainee.state_dict(), "scheduler": scheduler.state_dict()}
-                write_state(checkpoint, {**state, "losses": torch.cat(losses), "vals": vals})
+                write_state(checkpoint, run.state_dict())
+
+
+def _lrs(trainee: SingleTrainee) -> dict[str, float]:
+    """LRs of the parameter groups by their names; those without one, who share theirs, as lr."""
+    groups = reversed(trainee.optimizer.param_groups)  # of those of one name the first counts
+    return {
+        f"lr {group['name']}" if "name" in group else "lr": float(group["lr"]) for group in groups
+    }
 
 
 def _brief(decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -212,20 +244,14 @@ def _brief(decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {k: v for k, v in decisions[-1].items() if k != "features"} if decisions else None
 
 
-def _finish(
-    folder: Path,
-    trainee: SingleTrainee,
-    scheduler: LearnedLR,
-    history: tuple[list[Tensor], dict[int, float]],
-    settings: FinetuneSettings,
-    writer: SummaryWriter,
-) -> Path:
-    losses, vals = history
+def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: SummaryWriter) -> Path:
+    trainee, decisions = run.trainee, run.method.decisions
+    losses = torch.cat(run.losses)
     (val, _), (test, accuracy) = (trainee.evaluate(split) for split in ("val", "test"))
     metrics: dict[str, Any] = {
         "data": trainee.dataset.name,
-        "policy": scheduler.policy.name,
-        "mean_train_loss": float(torch.cat(losses).mean()),
+        "method": run.label,
+        "mean_train_loss": float(losses.mean()),
         "val_loss": float(val),
         "test_loss": float(test),
         "test_accuracy": float(accuracy),
@@ -238,13 +264,16 @@ def _finish(
     for name, value in metrics.items():
         if isinstance(value, float):
             writer.add_scalar(f"final/{name}", value, settings.total_steps)
-    log = "".join(json.dumps(entry) + "\n" for entry in scheduler.decisions)
-    write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
+    if decisions:
+        log = "".join(json.dumps(entry) + "\n" for entry in decisions)
+        write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
     write_json(folder / "metrics.json", metrics)
-    curves = {"train": dict(enumerate(torch.cat(losses).tolist())), "validation": vals}
-    title = f"{settings.trainee} under {scheduler.policy.name}"
+    curves = {"train": dict(enumerate(losses.tolist())), "validation": run.vals}
     report = write_run_report(
-        folder / "report.html", title, curves, scheduler.decisions, (metrics, _plain(settings))
+        folder / "report.html",
+        f"{settings.trainee} by {run.label}",
+        (curves, run.lrs, decisions),
+        (metrics, _plain(settings)),
     )
     table = Table("metric", "value", title=f"{folder}")
     for name, value in metrics.items():

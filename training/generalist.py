@@ -168,11 +168,9 @@ def fine_tune(
                     best = now["geometric_mean"]
                     ppo.save(best_path)
             spent += time.monotonic() - began
-            if ppo.updates % 5 == 0:
-                ppo.save(path, spent=spent, best=best)
+            ppo.save(path, spent=spent, best=best)
             bar.update(line, completed=spent, status=f"update {ppo.updates}, gap {gap:.3f}")
     updates = ppo.updates
-    ppo.save(path, spent=spent, best=best)
     ppo.load(best_path)
     actor.load_state_dict(ppo.average.state_dict())
     return {"updates": updates, "selected_update": ppo.updates, "hours": round(spent / 3600, 3)}

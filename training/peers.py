@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,13 @@ class PeerRun:
     Attributes:
         after_step: Called behind every optimizer step with its training loss ``(1,)``.
         finish: Brings the trained model about; None where it is there at any step.
+        parts: What, beside the trainee, a run that goes on from a checkpoint must know, by
+            ``state_dict()`` and ``load_state_dict()``; of :mod:`lrenv.adaptive` alone.
     """
 
     after_step: Callable[[Tensor], None] = lambda loss: None
     finish: Callable[[], None] | None = None
+    parts: tuple[Any, ...] = ()
 
 
 Start = Callable[[SingleTrainee, float, float], PeerRun]
@@ -125,34 +129,37 @@ def _greedy(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
 def _lc(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     _set_lr(trainee, peak * scale)
     scheduler = LCSensitivityLR(trainee.optimizer)
-    return PeerRun(lambda _: scheduler.step())
+    return PeerRun(lambda _: scheduler.step(), parts=(scheduler,))
 
 
 def _gen(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     _set_lr(trainee, peak * scale)
     scheduler = GeNLR(trainee.optimizer, trainee.model, trainee.batch_loss)
-    return PeerRun(lambda _: scheduler.step())
+    return PeerRun(lambda _: scheduler.step(), parts=(scheduler,))
 
 
 def _hi_dlr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """Hi-DLR with a group for each kind of parameter."""
-    groups = [{"params": params} for params in group_parameters(trainee.model).values()]
+    groups = [
+        {"params": params, "name": name} for name, params in group_parameters(trainee.model).items()
+    ]
     trainee.optimizer = trainee.spec.optimizer.build(groups, peak * scale)
     scheduler = HiDLR(trainee.optimizer, trainee.model, trainee.batch_loss)
-    return PeerRun(lambda _: scheduler.step())
+    return PeerRun(lambda _: scheduler.step(), parts=(scheduler,))
 
 
 def _alr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """ALR on the outputs of all layers with weights of their own."""
     _set_lr(trainee, peak * scale)
     scheduler = ALRScheduler(trainee.optimizer, _weighted(trainee.model))
-    return PeerRun(lambda _: scheduler.step())
+    return PeerRun(lambda _: scheduler.step(), parts=(scheduler,))
 
 
 def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
-    """ALR that trains two layers at a time: a decoder's, or else all with weights of their own."""
+    """ALR that trains two layers at a time: a stack's, or else all with trained weights."""
     run = _alr(trainee, peak, scale)
-    layers = getattr(trainee.model, "layers", _weighted(trainee.model))
+    stacks = [list(m) for m in trainee.model.modules() if isinstance(m, nn.ModuleList)]
+    layers = max(stacks, key=len, default=_weighted(trainee.model, trained_alone=True))
     if len(layers) < 2:
         return run
     pairs = PairwiseLayers(layers)
@@ -161,12 +168,16 @@ def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
         run.after_step(loss)
         pairs.step()
 
-    return PeerRun(after_step)
+    return PeerRun(after_step, parts=(*run.parts, pairs))
 
 
-def _weighted(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model with weights of their own."""
-    return [m for m in model.modules() if list(m.parameters(recurse=False))]
+def _weighted(model: nn.Module, trained_alone: bool = False) -> list[nn.Module]:
+    """The modules of a model with weights of their own, or with some that train."""
+    return [
+        module
+        for module in model.modules()
+        if any(p.requires_grad or not trained_alone for p in module.parameters(recurse=False))
+    ]
 
 
 def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:

@@ -14,7 +14,7 @@ from lrenv.training.report_page import simple_page
 _BODY = Template("""
 <figure>$losses<figcaption>Training and validation loss at each optimizer step.</figcaption>
 </figure>
-<figure>$rates<figcaption>Learning rate; a dot is a decision, a cross one of the guard.</figcaption>
+<figure>$rates<figcaption>Learning rate$marks.</figcaption>
 </figure>
 <h2>Results</h2>
 $metrics
@@ -27,8 +27,11 @@ _SOFT = "rgba(122,127,135,0.25)"
 def write_run_report(
     path: Path,
     title: str,
-    losses: Mapping[str, Mapping[int, float]],
-    decisions: Sequence[Mapping[str, Any]],
+    curves: tuple[
+        Mapping[str, Mapping[int, float]],
+        Mapping[str, Sequence[float]],
+        Sequence[Mapping[str, Any]],
+    ],
     tables: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> Path:
     """Write the page and return its path.
@@ -36,13 +39,15 @@ def write_run_report(
     Args:
         path: The file to write.
         title: Its title.
-        losses: Losses by optimizer step, for each curve.
-        decisions: The decision log of the run.
+        curves: Losses by optimizer step, for each curve; LRs of all steps, for each group of
+            parameters; and the decision log, empty where no policy decided.
         tables: Metrics, and settings.
     """
+    losses, lrs, decisions = curves
     body = _BODY.substitute(
         losses=_losses(losses),
-        rates=_rates(decisions),
+        rates=_rates(lrs, decisions),
+        marks="; a dot is a decision, a cross one of the guard" if decisions else "",
         metrics=_table(tables[0]),
         settings=_table(tables[1]),
     )
@@ -61,19 +66,22 @@ def _losses(losses: Mapping[str, Mapping[int, float]]) -> str:
     return figure_html(lines, "loss", with_library=True)
 
 
-def _rates(decisions: Sequence[Mapping[str, Any]]) -> str:
+def _rates(lrs: Mapping[str, Sequence[float]], decisions: Sequence[Mapping[str, Any]]) -> str:
     from plotly import graph_objects as go
 
-    marks = ["x" if entry["guard"] else "circle" for entry in decisions]
-    line = go.Scatter(
-        x=[entry["step"] for entry in decisions],
-        y=[entry["lr"] for entry in decisions],
-        mode="lines+markers",
-        line={"shape": "hv"},
-        marker={"symbol": marks, "size": 5},
-        name="LR",
-    )
-    return figure_html([line], "learning rate, log scale", log=True)
+    lines = [go.Scatter(y=list(values), name=name) for name, values in lrs.items()]
+    if decisions:
+        marks = ["x" if entry["guard"] else "circle" for entry in decisions]
+        lines += [
+            go.Scatter(
+                x=[entry["step"] for entry in decisions],
+                y=[entry["lr"] for entry in decisions],
+                mode="markers",
+                marker={"symbol": marks, "size": 5},
+                name="decisions",
+            )
+        ]
+    return figure_html(lines, "learning rate, log scale", log=True)
 
 
 def figure_html(

@@ -320,10 +320,19 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Train a trainee under a pretrained policy; save the model, the decision log and a report."""
+    """Train a trainee under a pretrained policy; save the model, the decision log and a report.
+
+    Other methods can set the LR instead.
+    """
 
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names; lora-llm is a language model of your own."""
+    method: Literal["learned", "lc", "gen", "hi-dlr", "alr", "alr-pairwise"] = "learned"
+    """What sets the LR: the policy, or a method of lrenv.adaptive alone; hi-dlr has a group for
+    each kind of parameter, alr-pairwise trains two layers at a time."""
+    lr: float | None = None
+    """LR that another method than learned starts from; None for the usual one, 1e-3, or 1e-2 of
+    SGD."""
     policy: str = "default"
     """Policy, by the name of a shipped one or the path of its card."""
     rollback: bool = False

@@ -1,0 +1,103 @@
+"""What sets the LR in ``lrenv finetune``: a policy, or one of :mod:`lrenv.adaptive`'s methods."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lrenv.errors import InputError
+from lrenv.policies.frozen import FrozenPolicy, load_policy
+from lrenv.scheduler import LearnedLR
+from lrenv.trainees.single import SingleTrainee
+from lrenv.training.compare import usual_peak
+from lrenv.training.peers import get_peer
+from lrenv.training.settings import FinetuneSettings
+
+
+class Method(Protocol):
+    """Sets the LRs of one run; :class:`lrenv.LearnedLR` is one.
+
+    Attributes:
+        decisions: The decision log of a policy; empty for other methods.
+    """
+
+    decisions: list[dict[str, Any]]
+
+    def step(self, loss: Tensor, *, val_loss: Tensor | None = None) -> None:
+        """Take the loss ``(1,)`` of an optimizer step, behind it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+
+
+class AdaptiveMethod:
+    """One of :mod:`lrenv.adaptive`'s methods; it sees no validation loss.
+
+    Args:
+        name: A key of ``PEERS``.
+        trainee: The run; its optimizer may be replaced.
+        lr: The LR that the method starts from.
+    """
+
+    def __init__(self, name: str, trainee: SingleTrainee, lr: float) -> None:
+        self.decisions: list[dict[str, Any]] = []
+        self._run = get_peer(name).start(trainee, lr, 1.0)
+
+    def step(self, loss: Tensor, *, val_loss: Tensor | None = None) -> None:
+        """See :class:`Method`."""
+        self._run.after_step(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {"parts": [part.state_dict() for part in self._run.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :class:`Method`."""
+        for part, state in zip(self._run.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+def check_method(settings: FinetuneSettings) -> FrozenPolicy | None:
+    """Load the policy, if a policy it is.
+
+    Raises:
+        InputError: Settings of a policy and of another method are mixed.
+    """
+    ours, default = settings.method == "learned", FinetuneSettings()
+    names = ("lr",) if ours else ("policy", "layerwise", "rollback")
+    for name in names:
+        if (got := getattr(settings, name)) != getattr(default, name):
+            raise InputError(
+                f"Expected --{name} with {'another method than' if ours else 'the method'} "
+                f"learned, got {name}={got!r} with {settings.method}; leave it out."
+            )
+    if settings.lr is not None and not 0 < settings.lr < float("inf"):
+        raise InputError(f"Expected an lr above 0, got {settings.lr}.")
+    return load_policy(settings.policy) if ours else None
+
+
+def start_method(
+    settings: FinetuneSettings, policy: FrozenPolicy | None, trainee: SingleTrainee
+) -> Method:
+    """Set a run up under its method.
+
+    Args:
+        settings: The run's.
+        policy: What :func:`check_method` returned.
+        trainee: The run.
+    """
+    if policy is None:
+        lr = usual_peak(trainee.spec.optimizer) if settings.lr is None else settings.lr
+        return AdaptiveMethod(settings.method, trainee, lr)
+    return LearnedLR(
+        trainee.optimizer,
+        settings.total_steps,
+        policy,
+        steps_per_epoch=trainee.steps_per_epoch,
+        rollback=trainee.model if settings.rollback else None,
+        layerwise=settings.layerwise,
+    )
