@@ -20,8 +20,8 @@ from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.bench.database import TrialRecord
 from lrenv.training.bench.tune import tune
-from lrenv.training.compare import usual_peak
 from lrenv.training.expert_search import run_schedules
+from lrenv.training.peers import usual_peak
 from lrenv.training.progress import console
 from lrenv.training.runfolder import write_json
 from lrenv.training.settings import TuneSettings

@@ -24,12 +24,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.training.compare import usual_peak
-from lrenv.training.peers import get_peer
+from lrenv.training.methods import learned_lr
+from lrenv.training.peers import get_peer, usual_peak
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import write_json
 
@@ -138,7 +137,7 @@ def _run(name: str, method: str, steps: int) -> Callable[[], None]:
         peer = get_peer(method).start(trainee, usual_peak(task.spec.optimizer), 1.0)
         return lambda: _step(trainee, peer.after_step)
     if method == "learned":
-        learned = LearnedLR(trainee.optimizer, steps)
+        learned = learned_lr(trainee)
         return lambda: _step(trainee, learned.step)
     if method == "cosine":
         cosine = CosineAnnealingLR(trainee.optimizer, steps)

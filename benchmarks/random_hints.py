@@ -17,11 +17,11 @@ import torch
 import tyro
 from rich.table import Table
 
-from lrenv import LearnedLR
 from lrenv.files import make_folder
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.tasks import Task
 from lrenv.trainees.unseen import unseen_tasks
+from lrenv.training.methods import learned_lr
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import read_json, write_json
@@ -69,12 +69,7 @@ def run(name: str, task: Task, policy: str) -> dict[str, Any]:
     before = float(trainee.evaluate("val")[0])
     for group in trainee.optimizer.param_groups:
         group["lr"] = hint
-    scheduler = LearnedLR(
-        trainee.optimizer,
-        task.spec.total_steps,
-        policy,
-        steps_per_epoch=trainee.steps_per_epoch,
-    )
+    scheduler = learned_lr(trainee, policy)
     for _ in range(task.spec.total_steps):
         loss = trainee.backward()
         trainee.optimizer.step()

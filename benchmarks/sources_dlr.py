@@ -14,8 +14,7 @@ from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task
-from lrenv.training.compare import usual_peak
-from lrenv.training.peers import PeerRun
+from lrenv.training.peers import PeerRun, usual_peak
 from lrenv.training.records import MATCHED
 
 COLUMNS = {

@@ -18,10 +18,10 @@ import lrenv
 from lrenv.hooks import set_lr
 from lrenv.policies.experts import schedule
 from lrenv.policies.frozen import load_policy
-from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.tasks import Task, load_data
+from lrenv.training.methods import learned_lr
 from lrenv.training.peers import PeerRun, get_peer
 from lrenv.training.progress import progress_bar
 from lrenv.training.runfolder import read_json, write_json
@@ -74,13 +74,7 @@ def learned(layerwise: bool = False) -> Method:
     policy = load_policy("default")
 
     def start(trainee: SingleTrainee) -> PeerRun:
-        scheduler = LearnedLR(
-            trainee.optimizer,
-            trainee.total_steps,
-            policy,
-            steps_per_epoch=trainee.steps_per_epoch,
-            layerwise="lc" if layerwise else None,
-        )
+        scheduler = learned_lr(trainee, policy, layerwise="lc" if layerwise else None)
         return PeerRun(scheduler.step)
 
     label = "learned, with LC" if layerwise else "learned"

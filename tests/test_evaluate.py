@@ -26,7 +26,6 @@ from lrenv.training.compare import (
     OtherSeedPart,
     PeerPart,
     PolicyPart,
-    usual_peak,
 )
 from lrenv.training.evaluate import (
     collect_results,
@@ -35,7 +34,7 @@ from lrenv.training.evaluate import (
     evaluated_tasks,
 )
 from lrenv.training.expert_search import search_experts
-from lrenv.training.peers import PEERS, effective_lr
+from lrenv.training.peers import PEERS, effective_lr, usual_peak
 from lrenv.training.records import (
     MATCHED,
     TUNED,
@@ -343,7 +342,7 @@ def test_policies_are_told_their_epochs(
         told.append(steps_per_epoch)
         return LearnedLR(*args, steps_per_epoch=steps_per_epoch, **kwargs)
 
-    monkeypatch.setattr("lrenv.training.compare.LearnedLR", learned)
+    monkeypatch.setattr("lrenv.training.methods.LearnedLR", learned)
     PolicyPart(policy).run(tiny_task, "tiny", search_experts(tiny_task))
 
     examples = len(load_data(tiny_task.data).x_train)

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
-from lrenv.scheduler import LearnedLR
 from lrenv.trainees.base import Split
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
-from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import SearchResult, run_schedules, search_experts
+from lrenv.training.methods import learned_lr
 from lrenv.training.metrics import Utility, utilities
-from lrenv.training.peers import SCALES, effective_lr, get_peer
+from lrenv.training.peers import SCALES, effective_lr, get_peer, usual_peak
 from lrenv.training.records import MATCHED, OTHER_SEED, TUNED, RunRecord, make_record
 
 VALIDATIONS = 20
@@ -82,13 +81,8 @@ class PolicyPart:
             for group in trainee.optimizer.param_groups:
                 group["lr"] = hint
             began = time.perf_counter()
-            scheduler = LearnedLR(
-                trainee.optimizer,
-                task.spec.total_steps,
-                self.policy,
-                steps_per_epoch=trainee.steps_per_epoch,
-                rollback=trainee.model if self.rollback else None,
-                layerwise="lc" if self.layerwise else None,
+            scheduler = learned_lr(
+                trainee, self.policy, self.rollback, "lc" if self.layerwise else None
             )
             setup = time.perf_counter() - began
             run = _train(trainee, scheduler.step)
@@ -183,13 +177,6 @@ class PeerPart:
             peer_run.finish()
         labels = (name, peer.label, f"scale {scale:g}", task.seed)
         return _record(labels, search.reference, trainee, run, setup)
-
-
-def usual_peak(optimizer: OptimizerSpec) -> float:
-    """The peak LR people start from: 1e-3 for Adam, 1e-2 for SGD with momentum, 1e-1 without."""
-    if optimizer.name != "sgd":
-        return 1e-3
-    return 1e-2 if optimizer.momentum else 1e-1
 
 
 def _peak(given: float | None, task: Task) -> float:

@@ -22,10 +22,10 @@ from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.policies.experts import schedule
 from lrenv.policies.frozen import load_policy
-from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.tasks import Task, load_data
+from lrenv.training.methods import learned_lr
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.records import MATCHED
 from lrenv.training.runfolder import read_json, write_json
@@ -147,11 +147,7 @@ def run_once(
         return {**read_json(path), "method": method.label}
     trainee, total = build_trainee(task, settings.device), task.spec.total_steps
     rates = schedule(method.driver, total, method.peak) if method.peak else []
-    scheduler = None
-    if policy:
-        scheduler = LearnedLR(
-            trainee.optimizer, total, policy, steps_per_epoch=trainee.steps_per_epoch
-        )
+    scheduler = learned_lr(trainee, policy) if policy else None
     losses, used, spent = [], [], 0.0
     halfway: float | None = None
     with progress_bar() as bar:

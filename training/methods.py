@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -10,8 +10,7 @@ from lrenv.errors import InputError
 from lrenv.policies.frozen import FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.single import SingleTrainee
-from lrenv.training.compare import usual_peak
-from lrenv.training.peers import get_peer
+from lrenv.training.peers import get_peer, usual_peak
 from lrenv.training.settings import FinetuneSettings
 
 
@@ -93,11 +92,28 @@ def start_method(
     if policy is None:
         lr = usual_peak(trainee.spec.optimizer) if settings.lr is None else settings.lr
         return AdaptiveMethod(settings.method, trainee, lr)
+    return learned_lr(trainee, policy, settings.rollback, settings.layerwise)
+
+
+def learned_lr(
+    trainee: SingleTrainee,
+    policy: FrozenPolicy | str = "default",
+    rollback: bool = False,
+    layerwise: Literal["lc"] | None = None,
+) -> LearnedLR:
+    """Put a trainee under a policy, which is told all that the trainee knows of its run.
+
+    Args:
+        trainee: The run.
+        policy: A policy, or the name of one.
+        rollback: Come back to the last good weights where the loss explodes.
+        layerwise: See :class:`lrenv.LearnedLR`.
+    """
     return LearnedLR(
         trainee.optimizer,
-        settings.total_steps,
+        trainee.total_steps,
         policy,
         steps_per_epoch=trainee.steps_per_epoch,
-        rollback=trainee.model if settings.rollback else None,
-        layerwise=settings.layerwise,
+        rollback=trainee.model if rollback else None,
+        layerwise=layerwise,
     )

@@ -21,6 +21,7 @@ from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR, Pairwise
 from lrenv.adaptive.gen import group_parameters
 from lrenv.errors import InputError
 from lrenv.trainees.single import SingleTrainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.stacked import trained
 
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -281,6 +282,13 @@ def get_peer(name: str) -> Peer:
     if name not in PEERS:
         raise InputError(f"Expected peers among all, {', '.join(PEERS)}; got {name!r}.")
     return PEERS[name]
+
+
+def usual_peak(optimizer: OptimizerSpec) -> float:
+    """The peak LR people start from: 1e-3 for Adam, 1e-2 for SGD with momentum, 1e-1 without."""
+    if optimizer.name != "sgd":
+        return 1e-3
+    return 1e-2 if optimizer.momentum else 1e-1
 
 
 def effective_lr(optimizer: torch.optim.Optimizer) -> float:

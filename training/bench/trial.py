@@ -13,12 +13,12 @@ from typing import Any
 import ray.tune
 import torch
 
-from lrenv.policies.frozen import load_policy
 from lrenv.policies.lrbench import parse_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.tasks import Task
+from lrenv.training.methods import learned_lr
 from lrenv.training.runfolder import read_state, write_state
 
 REPORTS = 20
@@ -124,13 +124,7 @@ class TrainTrainee:
         trainee = build_trainee(replace(self.task, seed=trial.seed))
         learned = None
         if trial.policy.startswith(LEARNED):
-            policy = load_policy(trial.policy.removeprefix(LEARNED))
-            learned = LearnedLR(
-                trainee.optimizer,
-                trial.total_steps,
-                policy,
-                steps_per_epoch=trainee.steps_per_epoch,
-            )
+            learned = learned_lr(trainee, trial.policy.removeprefix(LEARNED))
         done = 0
         if trial.state:
             trainee.load_state_dict(trial.state["trainee"])
