@@ -19,12 +19,12 @@ from lrenv.policies.experts import schedule
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.bench.database import TrialRecord
+from lrenv.training.bench.settings import TuneSettings
 from lrenv.training.bench.tune import tune
 from lrenv.training.expert_search import run_schedules
 from lrenv.training.peers import usual_peak
 from lrenv.training.progress import console
 from lrenv.training.runfolder import write_json
-from lrenv.training.settings import TuneSettings
 
 TRAINEE, STEPS = "mlp-mnist", 600
 

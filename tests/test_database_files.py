@@ -20,7 +20,8 @@ from lrenv.training.bench.db_command import (
     query_policies,
     show_trials,
 )
-from lrenv.training.bench.db_settings import (
+from lrenv.training.bench.exchange import export_trials, import_trials
+from lrenv.training.bench.settings import (
     DatabaseExportSettings,
     DatabaseImportSettings,
     DatabaseListSettings,
@@ -28,7 +29,6 @@ from lrenv.training.bench.db_settings import (
     DatabaseQuerySettings,
     DatabaseShowSettings,
 )
-from lrenv.training.bench.exchange import export_trials, import_trials
 from lrenv.training.bench.trials_page import write_trials_page
 
 # One worker of pytest-xdist, hence one server.

@@ -18,9 +18,9 @@ from lrenv.policies.frozen import FrozenPolicy
 from lrenv.training.bench import monitor as module
 from lrenv.training.bench.monitor import RunReader, RunState, Tail, monitor, sparkline
 from lrenv.training.bench.monitor_page import chart, duration, facts, thinned
+from lrenv.training.bench.settings import MonitorSettings
 from lrenv.training.cli import main
 from lrenv.training.finetune import ProgressLog
-from lrenv.training.settings import MonitorSettings
 
 
 def step(n: int, **values: Any) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from test_report import METHODS, example
 
 from lrenv.training.bench.database import TrialRecord
 from lrenv.training.bench.monitor import monitor
+from lrenv.training.bench.settings import MonitorSettings
 from lrenv.training.bench.sweep import Sweep
 from lrenv.training.bench.sweep_page import write_sweep_page
 from lrenv.training.bench.trials_page import write_trials_page
 from lrenv.training.report import write_report
-from lrenv.training.settings import MonitorSettings
 
 CHROMIUM = which("chromium")
 playwright = pytest.importorskip("playwright.sync_api")

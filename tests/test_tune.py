@@ -8,9 +8,9 @@ import pytest
 
 from lrenv.errors import InputError
 from lrenv.training.bench.database import PolicyDatabase
+from lrenv.training.bench.settings import TuneSettings
 from lrenv.training.bench.tune import tune
 from lrenv.training.parallel import ray_cluster
-from lrenv.training.settings import TuneSettings
 
 pytestmark = pytest.mark.xdist_group("ray")
 

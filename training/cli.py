@@ -17,13 +17,15 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from lrenv.errors import InputError, LrenvError
-from lrenv.training.bench.db_settings import (
+from lrenv.training.bench.settings import (
     DatabaseExportSettings,
     DatabaseImportSettings,
     DatabaseListSettings,
     DatabaseMergeSettings,
     DatabaseQuerySettings,
     DatabaseShowSettings,
+    MonitorSettings,
+    TuneSettings,
 )
 from lrenv.training.settings import (
     ClassicSettings,
@@ -31,10 +33,8 @@ from lrenv.training.settings import (
     ExplainSettings,
     FinetuneSettings,
     GeneralistSettings,
-    MonitorSettings,
     RangeTestSettings,
     ReportSettings,
-    TuneSettings,
 )
 
 

@@ -18,7 +18,8 @@ from lrenv.training.bench.database import (
     default_place,
     task_features,
 )
-from lrenv.training.bench.db_settings import (
+from lrenv.training.bench.exchange import export_trials, import_trials
+from lrenv.training.bench.settings import (
     DatabaseExportSettings,
     DatabaseImportSettings,
     DatabaseListSettings,
@@ -26,7 +27,6 @@ from lrenv.training.bench.db_settings import (
     DatabaseQuerySettings,
     DatabaseShowSettings,
 )
-from lrenv.training.bench.exchange import export_trials, import_trials
 from lrenv.training.bench.trials_page import write_trials_page
 from lrenv.training.progress import console
 

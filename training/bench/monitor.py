@@ -23,8 +23,8 @@ from rich.text import Text
 
 from lrenv.errors import InputError
 from lrenv.training.bench.monitor_page import facts, number, write_page
+from lrenv.training.bench.settings import MonitorSettings
 from lrenv.training.progress import console
-from lrenv.training.settings import MonitorSettings
 
 PROGRESS, DECISIONS = "progress.jsonl", "decisions.jsonl"
 SETTINGS, METRICS = "settings.json", "metrics.json"

@@ -20,13 +20,13 @@ from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import load_data
 from lrenv.training.bench.database import PolicyDatabase, TrialRecord, default_place, task_features
+from lrenv.training.bench.settings import TuneSettings
 from lrenv.training.bench.space import SearchSpace, proposals
 from lrenv.training.bench.sweep import Sweep, run_sweep, sweep_name
 from lrenv.training.bench.sweep_page import write_sweep_page
 from lrenv.training.bench.trial import TrainTrainee, Trial
 from lrenv.training.progress import console
 from lrenv.training.runfolder import check_settings, read_json, write_json
-from lrenv.training.settings import TuneSettings
 
 _FREE = {"output", "database", "workers", "ray_address", "resume", "trials", "max_steps"}
 _FREE |= {"max_seconds"}
