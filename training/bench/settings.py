@@ -1,4 +1,4 @@
-"""Settings of ``lrenv tune``, ``db`` and ``monitor``, of the kind of ``lrenv.training.settings``."""
+"""Settings of ``lrenv tune``, ``db`` and ``monitor``, as ``lrenv.training.settings``."""
 
 from __future__ import annotations
 
