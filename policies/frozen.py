@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,10 @@ def _find(name_or_path: str | Path) -> Path:
         raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
     names = shipped_policies()
     if str(name_or_path) not in names:
+        close = get_close_matches(str(name_or_path), names, 1)
+        hint = f"; did you mean {close[0]}?" if close else "."
         raise PolicyFileError(
-            f"Expected a policy among {', '.join(names)} or a path, got {str(name_or_path)!r}."
+            f"Expected a policy among {', '.join(names)} or a path, got {str(name_or_path)!r}{hint}"
         )
     return Path(str(resources.files("lrenv.checkpoints") / f"{name_or_path}.json"))
 

@@ -56,6 +56,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     [
         (["finetune", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
         (["finetune", "--policy", "nope"], "Expected a policy among"),
+        (["finetune", "--policy", "defualt"], "got 'defualt'; did you mean default?"),
         (["finetune", "--policy", "no/such.json"], "Expected a policy card at no/such.json"),
         (["finetune", "--optimizer", "nope"], "Expected an optimizer among sgd"),
         (["finetune", "--total-steps", "0"], "total_steps of at least 1"),
