@@ -18,10 +18,10 @@ from lrenv.adaptive.gen import group_parameters
 from lrenv.trainees.families import training_task
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.tasks import Task
-from lrenv.training.compare import usual_peak
 from lrenv.training.expert_search import search_experts
 from lrenv.training.generalist import summary
 from lrenv.training.outcome_ppo import log_ratios
+from lrenv.training.peers import usual_peak
 from lrenv.training.progress import console, track
 from lrenv.training.runfolder import write_json
 

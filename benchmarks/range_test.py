@@ -1,8 +1,8 @@
 """How far the range test's suggestion is from the tuned peak: ``python benchmarks/range_test.py``.
 
 On the unseen trainees, beside torch-lr-finder's (the steepest fall of a smoothed sweep, as its plot
-suggests), and with ``--training`` on tasks of the training family, on which the length of the
-grid's runs and the distances of the suggestions from the LRs of the lowest losses were set. The
+suggests), and with ``--training`` on tasks of the training family, on which the lengths of the
+grids' runs and the distances of the suggestions from the LRs of the lowest losses were set. The
 tuned peak is that of the tuned expert, whose grid has three peaks a decade.
 """
 
@@ -50,7 +50,7 @@ def main(settings: Settings) -> None:
         tasks = {str(i): training_task(i, "general") for i in range(settings.training)}
     rows = [_row(name, task) for name, task in track(list(tasks.items()), "Range tests")]
     table = Table("method", "within 3 × of the tuned peak", "median of suggestion / peak")
-    for method in ("sweep", "lowest of the sweep", "torch-lr-finder", "grid"):
+    for method in ("sweep", "lowest of the sweep", "torch-lr-finder", "grid", "grid, validated"):
         ratios = [row[method] / row["peak"] for row in rows if row[method]]
         right = sum(1 / FACTOR <= ratio <= FACTOR for ratio in ratios)
         table.add_row(method, f"{right} of {len(rows)}", f"{median(ratios):.2f}")
@@ -65,16 +65,17 @@ def _row(name: str, task: Task) -> dict[str, Any]:
     row["sweep"] = sweep and sweep.suggestion
     row["lowest of the sweep"] = sweep and sweep.best
     row["torch-lr-finder"] = sweep and _steepest(sweep.lrs, sweep.losses)
-    grid = _tested(task, "grid")
-    row["grid"] = grid and grid.suggestion
+    for name, validate in (("grid", False), ("grid, validated", True)):
+        grid = _tested(task, "grid", validate)
+        row[name] = grid and grid.suggestion
     return row
 
 
-def _tested(task: Task, mode: Any) -> Any:
-    steps = 100 if mode == "sweep" else 50
+def _tested(task: Task, mode: Any, validate: bool = False) -> Any:
+    steps = 100 if mode == "sweep" else None
     try:
         return range_test_of(
-            build_trainee(task), low=1e-5, high=100.0, mode=mode, steps=steps, points=15
+            build_trainee(task), validate=validate, low=1e-5, high=100.0, mode=mode, steps=steps
         )
     except InputError:
         return None

@@ -29,6 +29,13 @@ ABOVE_GRID = 1.3
 """The suggestion of a grid is that much above the lowest point of its losses, likewise, as far as
 the LRs train; a whole run takes a little more than a short one."""
 
+ABOVE_VALIDATED = 1.9
+"""The same for a grid that is judged by a validation loss, whose runs are longer."""
+
+GRID_STEPS, VALIDATED_STEPS = 50, 100
+"""Optimizer steps of each run of a grid, without and with a validation loss, at which these hold.
+Without one, longer runs suggest worse: they learn few examples by heart."""
+
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
 _WITHIN = 0.1
@@ -43,8 +50,8 @@ class RangeTest:
 
     Attributes:
         lrs: Learning rates, rising; those behind a divergence are missing.
-        losses: The loss that each was judged by: smoothed in a sweep, the mean over the last
-            quarter of its steps in a grid.
+        losses: The loss that each was judged by: smoothed in a sweep; in a grid the validation
+            loss behind its steps or, without one, the mean over the last quarter of them.
         best: The LR of the lowest loss.
         low: The lowest LR of the range around it whose losses are within ten percent of the fall
             from the first loss to the best.
@@ -78,10 +85,11 @@ def range_test(
     batches: Iterable[Any],
     loss: Loss | None = None,
     *,
+    validation: Iterable[Any] | None = None,
     low: float = 1e-6,
     high: float = 10.0,
     mode: Literal["sweep", "grid"] = "grid",
-    steps: int = 50,
+    steps: int | None = None,
     points: int = 15,
     accumulate: int = 1,
     precision: torch.dtype | None = None,
@@ -95,12 +103,15 @@ def range_test(
         loss: The loss of a batch, ``loss(model, batch)``; by default that of models that return
             one, as Hugging Face's do on a batch that is a mapping, and cross-entropy on one of
             inputs and labels.
+        validation: Batches that a grid is judged by, a few hundred examples: worth having where a
+            run passes over its data many times, and closer elsewhere too.
         low: The lowest LR.
         high: The highest LR.
         mode: ``"grid"``: a short run at each of several fixed LRs, all from the same start and on
             the same batches; ``"sweep"``: one run whose LR rises exponentially, which costs less
             and says less.
-        steps: Optimizer steps of the sweep, or of each run of the grid.
+        steps: Optimizer steps of the sweep, or of each run of the grid; 50, or 100 with validation,
+            if None.
         points: LRs of the grid.
         accumulate: Batches an optimizer step.
         precision: Autocast to that type; float16 scales the gradients too.
@@ -112,13 +123,19 @@ def range_test(
         raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
     if loss is not None and not callable(loss):
         raise InputError(f"Expected loss to be a function of model and batch, got {loss!r}.")
+    if validation is not None and mode == "sweep":
+        raise InputError("Expected validation with the mode grid alone, got sweep; leave it out.")
+    if steps is None:
+        steps = GRID_STEPS if validation is None else VALIDATED_STEPS
     _check(low, high, steps, points, accumulate)
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]
     job = _Job(model, optimizer, batches, loss or model_loss, accumulate, precision)
     with _restored(model, optimizer):
-        found = _sweep(job, lrs) if mode == "sweep" else _grid(job, lrs, steps)
-    return _judge(lrs, *found, mode)
+        if mode == "sweep":
+            return _judge(lrs, *_sweep(job, lrs))
+        found = _grid(job, lrs, steps, validation)
+        return _judge(lrs, *found, ABOVE_GRID if validation is None else ABOVE_VALIDATED)
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -177,15 +194,27 @@ class _Job:
         self.optimizer.zero_grad()
         total = 0.0
         for _ in range(self._accumulate):
-            with torch.autocast(
-                self._device.type, self._precision, enabled=self._precision is not None
-            ):
-                loss = self._loss(self.model, self._next())
+            loss = self._loss_of(self._next())
             self._scaler.scale(loss / self._accumulate).backward()
             total += loss.item() / self._accumulate
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return total
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Any]) -> float:
+        """Mean loss of the batches."""
+        self.model.eval()
+        losses = [self._loss_of(_to(batch, self._device)).item() for batch in batches]
+        if not losses:
+            raise InputError("Expected at least one batch of validation, got none; pass a list.")
+        return sum(losses) / len(losses)
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        with torch.autocast(
+            self._device.type, self._precision, enabled=self._precision is not None
+        ):
+            return self._loss(self.model, batch)
 
     def _next(self) -> Any:
         try:
@@ -211,7 +240,9 @@ def _sweep(job: _Job, lrs: list[float]) -> tuple[list[float], str | None]:
     return losses, None
 
 
-def _grid(job: _Job, lrs: list[float], steps: int) -> tuple[list[float], str | None]:
+def _grid(
+    job: _Job, lrs: list[float], steps: int, validation: Iterable[Any] | None
+) -> tuple[list[float], str | None]:
     start = Snapshot(job.model, job.optimizer)
     losses: list[float] = []
     for lr in lrs:
@@ -224,11 +255,17 @@ def _grid(job: _Job, lrs: list[float], steps: int) -> tuple[list[float], str | N
             if not math.isfinite(values[-1]) or values[-1] > _DIVERGED * max(values[0], 1e-12):
                 return losses, f"the loss diverged at an LR of {lr:.2g}"
         behind = values[3 * steps // 4 :]
-        losses.append(sum(behind) / len(behind))
+        value = sum(behind) / len(behind) if validation is None else job.validate(validation)
+        if not math.isfinite(value):
+            return losses, f"the validation loss was not finite at an LR of {lr:.2g}"
+        losses.append(value)
     return losses, None
 
 
-def _judge(lrs: list[float], losses: list[float], stopped: str | None, mode: str) -> RangeTest:
+def _judge(
+    lrs: list[float], losses: list[float], stopped: str | None, above: float | None = None
+) -> RangeTest:
+    """What losses say; ``above`` is how far above its lowest point a grid suggests."""
     if not losses or min(losses) >= losses[0]:
         raise InputError(
             f"Expected LRs from {lrs[0]:.2g} to {lrs[-1]:.2g} to lower the loss, none did; lower "
@@ -241,25 +278,27 @@ def _judge(lrs: list[float], losses: list[float], stopped: str | None, mode: str
         first -= 1
     while last + 1 < len(losses) and losses[last + 1] <= bound:
         last += 1
-    suggestion = _suggest(lrs, losses, best, mode)
+    suggestion = _suggest(lrs, losses, best, above)
     found = tuple(lrs[: len(losses)]), tuple(losses)
     return RangeTest(*found, lrs[best], lrs[first], lrs[last], *suggestion, stopped)
 
 
-def _suggest(lrs: list[float], losses: list[float], best: int, mode: str) -> tuple[float, str]:
+def _suggest(
+    lrs: list[float], losses: list[float], best: int, above: float | None
+) -> tuple[float, str]:
     """A peak LR, and why that one."""
-    if mode == "sweep":
+    if above is None:
         return lrs[best] / BELOW_BEST, (
             f"a sweep's loss still falls by the LRs before: {BELOW_BEST:g} times below the LR of "
             "its lowest loss is the usual distance to the best peak"
         )
     if not 0 < best < len(losses) - 1:
         return lrs[best], "the LR whose short run ended lowest, at the edge of those that trained"
-    below, least, above = losses[best - 1 : best + 2]
-    shift = 0.5 * (below - above) / (below - 2 * least + above)
-    lr = lrs[best] * (lrs[1] / lrs[0]) ** shift * ABOVE_GRID
+    before, least, behind = losses[best - 1 : best + 2]
+    shift = 0.5 * (before - behind) / (before - 2 * least + behind)
+    lr = lrs[best] * (lrs[1] / lrs[0]) ** shift * above
     return min(lr, lrs[len(losses) - 1]), (
-        f"{ABOVE_GRID:g} times, the usual distance to the best peak, the lowest point of a "
+        f"{above:g} times, the usual distance to the best peak, the lowest point of a "
         "parabola through the LR whose short run ended lowest and those beside it"
     )
 

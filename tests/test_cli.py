@@ -64,7 +64,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
         (["finetune", "--device", "gpu"], "a device that torch has here, such as cpu; got 'gpu'"),
         (["finetune", "--lr", "0.1"], "--lr with another method than learned, got lr=0.1"),
-        (["finetune", "--method", "gen", "--lr", "-1"], "Expected an lr above 0, got -1.0"),
+        (["finetune", "--method", "gen", "--lr", "-1"], "Expected a finite lr above 0, got -1.0"),
         (
             ["finetune", "--method", "lc", "--layerwise", "lc"],
             "--layerwise with the method learned, got layerwise='lc' with lc; leave it out",

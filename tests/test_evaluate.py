@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from lrenv import LearnedLR
 from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import Task, load_data
+from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
 from lrenv.training.compare import (
     ExpertsPart,
@@ -331,22 +330,6 @@ def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) ->
         assert (default.val_curve is None) == (peer.label in ("DoG", "Schedule-Free AdamW"))
         assert summarise(tuned.method, [tuned])["tuning_runs"] == 5
     assert len({row.val_loss for row in rows.values()}) > 16
-
-
-def test_policies_are_told_their_epochs(
-    policy: FrozenPolicy, tiny_task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[float] = []
-
-    def learned(*args: Any, steps_per_epoch: float, **kwargs: Any) -> LearnedLR:
-        told.append(steps_per_epoch)
-        return LearnedLR(*args, steps_per_epoch=steps_per_epoch, **kwargs)
-
-    monkeypatch.setattr("lrenv.training.methods.LearnedLR", learned)
-    PolicyPart(policy).run(tiny_task, "tiny", search_experts(tiny_task))
-
-    examples = len(load_data(tiny_task.data).x_train)
-    assert told == [examples / tiny_task.spec.batch_size]
 
 
 def test_peers_set_the_lr_as_they_should(tiny_task: Task) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrenv.errors import InputError
-from lrenv.range_test import ABOVE_GRID, BELOW_BEST, range_test
+from lrenv.range_test import ABOVE_GRID, ABOVE_VALIDATED, BELOW_BEST, range_test
 
 
 class Bowl(nn.Module):
@@ -73,6 +73,28 @@ def test_a_grid_suggests_no_lr_beyond_those_that_train():
     assert found.suggestion == found.lrs[-1]
 
 
+def test_a_validated_grid_is_judged_by_its_validation():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+
+    def loss(net: nn.Linear, target: Tensor) -> Tensor:
+        assert net.training == (target.item() == 0.0)
+        return 0.5 * (net.weight - target).square().sum()
+
+    training, validation = [torch.zeros(1)], [torch.full((1,), 0.5), torch.full((1,), 0.7)]
+    lrs = {"low": 0.01, "high": 1.0, "steps": 5, "points": 5}
+    by_training = range_test(model, optimizer, training, loss, **lrs)
+    found = range_test(model, optimizer, training, loss, validation=validation, **lrs)
+
+    ends = [(1 - lr) ** 5 for lr in found.lrs]
+    expected = [0.25 * ((w - 0.5) ** 2 + (w - 0.7) ** 2) for w in ends]
+    assert found.losses == pytest.approx(expected, rel=1e-5)
+    assert by_training.best == pytest.approx(1.0)
+    assert found.best == pytest.approx(0.1)
+    assert 0.1 / 10**0.25 < found.suggestion / ABOVE_VALIDATED < 0.1 * 10**0.25
+
+
 def small_job() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
     torch.manual_seed(0)
     layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3)
@@ -86,7 +108,7 @@ def small_job() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
     return model, torch.optim.AdamW(groups), loader
 
 
-@pytest.mark.parametrize("mode", ["sweep", "grid"])
+@pytest.mark.parametrize("mode", ["sweep", "grid", "validated"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_as_it_was(mode, fails):
     model, optimizer, loader = small_job()
@@ -105,15 +127,16 @@ def test_everything_is_as_it_was(mode, fails):
     def loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
         calls.append(1)
         lrs.append([float(group["lr"]) for group in optimizer.param_groups])
-        if fails and len(calls) == 15:
+        if fails and len(calls) == (22 if mode == "validated" else 15):
             raise KeyboardInterrupt
         return nn.functional.cross_entropy(net(batch[0]), batch[1])
 
+    given = {"validation": loader} if mode == "validated" else {"mode": mode}
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            range_test(model, optimizer, loader, loss, mode=mode, steps=20)
+            range_test(model, optimizer, loader, loss, steps=20, **given)
     else:
-        range_test(model, optimizer, loader, loss, mode=mode, steps=20)
+        range_test(model, optimizer, loader, loss, steps=20, **given)
 
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
@@ -162,6 +185,8 @@ def test_half_precision_trains_by_scaled_gradients():
         ({"high": math.inf}, "got 1e-06 and inf"),
         ({"steps": 4}, "steps of at least 5, got 4"),
         ({"accumulate": 0}, "accumulate of at least 1, got 0"),
+        ({"validation": ONES, "mode": "sweep"}, "validation with the mode grid alone, got sweep"),
+        ({"validation": [], "steps": 5}, "at least one batch of validation, got none"),
         ({"points": 2}, "points of at least 3, got 2"),
         ({"low": 1e3, "high": 1e4}, "to lower the loss, none did; lower low"),
     ],

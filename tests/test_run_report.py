@@ -12,7 +12,7 @@ def test_the_page_holds_curves_tables_and_the_library(tmp_path):
         {"step": 9, "lr": 0.002, "guard": "the loss exploded"},
     ]
     losses = {"train": {0: 2.5, 1: 1.25}, "validation": {1: 1.75}}
-    curves = (losses, {"lr": [0.01, 0.002]}, decisions)
+    curves = (losses, {"lr": [0.01] * 8 + [0.002] * 2}, decisions)
     tables = ({"val_loss": 0.123456}, {"data": "<my>.jsonl", "targets": ("a", "b")})
     page = write_run_report(tmp_path / "r.html", "A & B", curves, tables).read_text()
 
@@ -23,5 +23,6 @@ def test_the_page_holds_curves_tables_and_the_library(tmp_path):
     drawn = [trace for figure in figures for trace in json.loads(figure)]
     assert [trace["name"] for trace in drawn] == ["train", "validation", "lr", "decisions"]
     assert drawn[0]["y"] == [2.5, 1.25]
+    assert [drawn[2]["y"][drawn[2]["x"].index(k)] for k in drawn[3]["x"]] == drawn[3]["y"]
     assert drawn[3]["marker"]["symbol"] == ["circle", "x"]
     assert len(page) > 10**6  # with plotly's library, so that it needs no network

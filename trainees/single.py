@@ -99,9 +99,9 @@ class SingleTrainee:
 
         Weights that never train, which the specification names, are left out.
         """
-        trained = {id(p) for p in self._params}
+        own = {id(p) for p in self._params}
         named = self.model.named_parameters(remove_duplicate=False)  # tied ones have two names
-        frozen = {name for name, p in named if id(p) not in trained}
+        frozen = {name for name, p in named if id(p) not in own}
         state = self.model.state_dict()
         return {
             "model": {name: value for name, value in state.items() if name not in frozen},

@@ -25,7 +25,13 @@ from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
-from lrenv.training.methods import Method, check_method, start_method
+from lrenv.training.methods import (
+    OTHER_SETTINGS,
+    POLICY_SETTINGS,
+    Method,
+    policy_of,
+    start_method,
+)
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.run_report import write_run_report
 from lrenv.training.runfolder import (
@@ -121,7 +127,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         raise InputError(
             f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
         )
-    policy = check_method(settings)
+    policy = policy_of(settings)
     task = finetune_task(settings)
     folder = make_folder(settings.output)
     check_settings(folder, settings, free={"output", "checkpoint_every"})
@@ -232,11 +238,9 @@ def _train(
 
 
 def _lrs(trainee: SingleTrainee) -> dict[str, float]:
-    """LRs of the parameter groups by their names; those without one, who share theirs, as lr."""
-    groups = reversed(trainee.optimizer.param_groups)  # of those of one name the first counts
-    return {
-        f"lr {group['name']}" if "name" in group else "lr": float(group["lr"]) for group in groups
-    }
+    """LRs of the parameter groups by their names; those without one share theirs."""
+    groups = trainee.optimizer.param_groups
+    return {f"lr/{g['name']}" if "name" in g else "lr": float(g["lr"]) for g in groups}
 
 
 def _brief(decisions: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -264,7 +268,7 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
     for name, value in metrics.items():
         if isinstance(value, float):
             writer.add_scalar(f"final/{name}", value, settings.total_steps)
-    if decisions:
+    if settings.method == "learned":
         log = "".join(json.dumps(entry) + "\n" for entry in decisions)
         write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
     write_json(folder / "metrics.json", metrics)
@@ -316,7 +320,8 @@ def _save_adapter(trainee: SingleTrainee, folder: Path) -> None:
 
 
 def _plain(settings: FinetuneSettings) -> dict[str, Any]:
-    """The settings of a run in one flat table."""
+    """The settings of a run that count, in one flat table."""
     flat: dict[str, Any] = asdict(settings)
     flat |= flat.pop("llm")
-    return flat
+    unused = OTHER_SETTINGS if settings.method == "learned" else POLICY_SETTINGS
+    return {name: value for name, value in flat.items() if name not in unused}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.policies.frozen import FrozenPolicy, load_policy
+from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.single import SingleTrainee
 from lrenv.training.peers import get_peer, usual_peak
 from lrenv.training.settings import FinetuneSettings
+
+POLICY_SETTINGS = ("policy", "layerwise", "rollback")
+"""Settings of a run under a policy alone."""
+
+OTHER_SETTINGS = ("lr",)
+"""Settings of a run under another method alone."""
 
 
 class Method(Protocol):
@@ -37,7 +44,7 @@ class AdaptiveMethod:
     """One of :mod:`lrenv.adaptive`'s methods; it sees no validation loss.
 
     Args:
-        name: A key of ``PEERS``.
+        name: Its key in ``PEERS``, which must say what a run that goes on must know.
         trainee: The run; its optimizer may be replaced.
         lr: The LR that the method starts from.
     """
@@ -60,23 +67,23 @@ class AdaptiveMethod:
             part.load_state_dict(state)
 
 
-def check_method(settings: FinetuneSettings) -> FrozenPolicy | None:
-    """Load the policy, if a policy it is.
+def policy_of(settings: FinetuneSettings) -> FrozenPolicy | None:
+    """Load the policy of a run; None where another method sets the LR.
 
     Raises:
-        InputError: Settings of a policy and of another method are mixed.
+        InputError: Settings of a policy and of another method are mixed, or one cannot be used.
     """
-    ours, default = settings.method == "learned", FinetuneSettings()
-    names = ("lr",) if ours else ("policy", "layerwise", "rollback")
-    for name in names:
-        if (got := getattr(settings, name)) != getattr(default, name):
+    learned = settings.method == "learned"
+    for name in OTHER_SETTINGS if learned else POLICY_SETTINGS:
+        value = getattr(settings, name)
+        if value != getattr(FinetuneSettings(), name):
             raise InputError(
-                f"Expected --{name} with {'another method than' if ours else 'the method'} "
-                f"learned, got {name}={got!r} with {settings.method}; leave it out."
+                f"Expected --{name} with {'another method than' if learned else 'the method'} "
+                f"learned, got {name}={value!r} with {settings.method}; leave it out."
             )
-    if settings.lr is not None and not 0 < settings.lr < float("inf"):
-        raise InputError(f"Expected an lr above 0, got {settings.lr}.")
-    return load_policy(settings.policy) if ours else None
+    if settings.lr is not None and not 0 < settings.lr < math.inf:
+        raise InputError(f"Expected a finite lr above 0, got {settings.lr}; name another.")
+    return load_policy(settings.policy) if learned else None
 
 
 def start_method(
@@ -86,7 +93,7 @@ def start_method(
 
     Args:
         settings: The run's.
-        policy: What :func:`check_method` returned.
+        policy: What :func:`policy_of` returned.
         trainee: The run.
     """
     if policy is None:
@@ -97,7 +104,7 @@ def start_method(
 
 def learned_lr(
     trainee: SingleTrainee,
-    policy: FrozenPolicy | str = "default",
+    policy: FrozenPolicy | str = DEFAULT_POLICY,
     rollback: bool = False,
     layerwise: Literal["lc"] | None = None,
 ) -> LearnedLR:

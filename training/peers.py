@@ -159,8 +159,12 @@ def _alr(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
 def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """ALR that trains two layers at a time: a stack's, or else all with trained weights."""
     run = _alr(trainee, peak, scale)
-    stacks = [list(m) for m in trainee.model.modules() if isinstance(m, nn.ModuleList)]
-    layers = max(stacks, key=len, default=_weighted(trainee.model, trained_alone=True))
+    stacks = (m for m in trainee.model.modules() if isinstance(m, nn.ModuleList))  # outer first
+    layers = [
+        module
+        for module in next(stacks, _weighted(trainee.model))
+        if any(p.requires_grad for p in module.parameters())
+    ]
     if len(layers) < 2:
         return run
     pairs = PairwiseLayers(layers)
@@ -172,13 +176,9 @@ def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     return PeerRun(after_step, parts=(*run.parts, pairs))
 
 
-def _weighted(model: nn.Module, trained_alone: bool = False) -> list[nn.Module]:
-    """The modules of a model with weights of their own, or with some that train."""
-    return [
-        module
-        for module in model.modules()
-        if any(p.requires_grad or not trained_alone for p in module.parameters(recurse=False))
-    ]
+def _weighted(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model with weights of their own."""
+    return [m for m in model.modules() if list(m.parameters(recurse=False))]
 
 
 def _schedule_free(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:

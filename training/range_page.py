@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from lrenv.files import make_folder, write_atomic
-from lrenv.range_test import RangeTest, range_test
+from lrenv.range_test import VALIDATED_STEPS, RangeTest, range_test
 from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, batch_order
@@ -17,6 +17,8 @@ from lrenv.training.progress import console
 from lrenv.training.report_page import simple_page
 from lrenv.training.runfolder import write_json
 from lrenv.training.settings import RangeTestSettings
+
+VALIDATION_EXAMPLES = 512
 
 _BODY = Template("""<p>$text</p>
 <figure>$plot<figcaption>Loss by learning rate; the band is the range whose losses are within ten
@@ -34,7 +36,7 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     """
     folder = make_folder(settings.output)
     optimizer = OptimizerSpec(settings.optimizer)
-    trainee = build_trainee(build_task(settings.trainee, settings.steps, optimizer))
+    trainee = build_trainee(build_task(settings.trainee, VALIDATED_STEPS, optimizer))
     found = range_test_of(
         trainee,
         low=settings.low,
@@ -54,21 +56,24 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     return path
 
 
-def range_test_of(trainee: SingleTrainee, **settings: Any) -> RangeTest:
+def range_test_of(trainee: SingleTrainee, *, validate: bool = True, **settings: Any) -> RangeTest:
     """Run the range test on a trainee, on passes over its shuffled training data.
 
     Args:
         trainee: The trainee.
+        validate: Judge a grid by the loss on its first validation examples.
         settings: Those of :func:`lrenv.range_test.range_test`.
     """
     data, spec = trainee.dataset, trainee.spec
     n, size = len(data.x_train), min(spec.batch_size, len(data.x_train))
     order = batch_order(n, size, n // size, seed=1)
+    held_out = (data.x_val[:VALIDATION_EXAMPLES], data.y_val[:VALIDATION_EXAMPLES])
     return range_test(
         trainee.model,
         trainee.optimizer,
         [(data.x_train[index], data.y_train[index]) for index in order],
         lambda model, batch: spec.loss(model, *batch),
+        validation=[held_out] if validate and settings.get("mode") != "sweep" else None,
         **settings,
     )
 

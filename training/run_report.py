@@ -69,18 +69,23 @@ def _losses(losses: Mapping[str, Mapping[int, float]]) -> str:
 def _rates(lrs: Mapping[str, Sequence[float]], decisions: Sequence[Mapping[str, Any]]) -> str:
     from plotly import graph_objects as go
 
-    lines = [go.Scatter(y=list(values), name=name) for name, values in lrs.items()]
+    # What is set behind a step holds from there on.
+    lines = [
+        go.Scatter(
+            x=list(range(1, len(values) + 1)), y=list(values), line={"shape": "hv"}, name=name
+        )
+        for name, values in lrs.items()
+    ]
     if decisions:
         marks = ["x" if entry["guard"] else "circle" for entry in decisions]
-        lines += [
-            go.Scatter(
-                x=[entry["step"] for entry in decisions],
-                y=[entry["lr"] for entry in decisions],
-                mode="markers",
-                marker={"symbol": marks, "size": 5},
-                name="decisions",
-            )
-        ]
+        dots = go.Scatter(
+            x=[entry["step"] for entry in decisions],
+            y=[entry["lr"] for entry in decisions],
+            mode="markers",
+            marker={"symbol": marks, "size": 5},
+            name="decisions",
+        )
+        lines.append(dots)
     return figure_html(lines, "learning rate, log scale", log=True)
 
 

@@ -247,8 +247,8 @@ class RangeTestSettings:
     """Lowest LR."""
     high: float = 10.0
     """Highest LR."""
-    steps: int = 50
-    """Optimizer steps of the sweep, or of each run of the grid."""
+    steps: int | None = None
+    """Optimizer steps of the sweep, or of each run of the grid; None for 50 and 100."""
     points: int = 15
     """LRs of the grid."""
     output: Path = Path("runs/range-test")
@@ -266,7 +266,8 @@ class FinetuneSettings:
     """Trainee, see the README for the names; lora-llm is a language model of your own."""
     method: Literal["learned", "lc", "gen", "hi-dlr", "alr", "alr-pairwise"] = "learned"
     """What sets the LR: the policy, or a method of lrenv.adaptive alone; hi-dlr has a group for
-    each kind of parameter, alr-pairwise trains two layers at a time."""
+    each kind of parameter, alr-pairwise trains two layers at a time, lc multiplies the LR within
+    the steps, tensor by tensor."""
     lr: float | None = None
     """LR that another method than learned starts from; None for the usual one, 1e-3, or 1e-2 of
     SGD."""
