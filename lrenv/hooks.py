@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,6 +26,19 @@ class StepListener(Protocol):
         """Called behind the update."""
 
 
+_SILENCED: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+@contextmanager
+def silenced(optimizer: Optimizer) -> Iterator[None]:
+    """Tell no listener of the optimizer's steps within a block."""
+    _SILENCED.add(optimizer)
+    try:
+        yield
+    finally:
+        _SILENCED.discard(optimizer)
+
+
 def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) -> None:
     """Tell a listener of every optimizer step, without keeping it alive.
 
@@ -37,7 +52,7 @@ def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) ->
     this = weakref.ref(listener)
 
     def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if (alive := this()) is None:
+        if (alive := this()) is None or optimizer in _SILENCED:
             return None
         positional = len(args) > 1
         closure = args[1] if positional else kwargs.get("closure")
@@ -58,7 +73,7 @@ def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) ->
         return args, {**kwargs, "closure": measured}
 
     def after(*_: Any) -> None:
-        if (alive := this()) is not None:
+        if (alive := this()) is not None and optimizer not in _SILENCED:
             alive.after_step()
 
     pre = optimizer.register_step_pre_hook(before)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrenv.errors import InputError
-from lrenv.hooks import set_lr
+from lrenv.hooks import set_lr, silenced
 from lrenv.rollback import Snapshot, same_modes_and_random_numbers
 
 BELOW_BEST = 5.5
@@ -95,6 +95,9 @@ def range_test(
     precision: torch.dtype | None = None,
 ) -> RangeTest:
     """Try learning rates on a model and its optimizer, and bring both back bit for bit.
+
+    Schedulers of this package that the optimizer has already are not told of it. Use it as in
+    ``peak = range_test(...).suggestion``.
 
     Args:
         model: The model.
@@ -308,7 +311,7 @@ def _restored(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Bring everything back that training changes, also after an exception."""
     saved = Snapshot(model, optimizer)
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    with same_modes_and_random_numbers(model):
+    with same_modes_and_random_numbers(model), silenced(optimizer):
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
 """Explanations of a run's learning rates."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,18 @@ def test_the_command_writes_a_page(scheduler, tmp_path: Path, capsys):
 
     page = (tmp_path / "explain.html").read_text()
     assert page.count("<figure>") == 3
+    axes = re.findall(r'"yaxis":\{[^{}]*(?:\{[^{}]*\}[^{}]*)*"type":"([^"]+)"', page)
+    assert axes == ["log", "-", "-"]  # names are no numbers
     assert "cosine from" in page
     assert all(name in page for name in SIGNALS)
     assert "Signals by what they moved" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, capsys):
+    (tmp_path / "settings.json").write_text(json.dumps({"method": "learned"}))
+    with pytest.raises(SystemExit):
+        main(["explain", str(tmp_path)])
+    assert "got: one that is not finished" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys):

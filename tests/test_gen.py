@@ -169,6 +169,8 @@ def test_the_least_influential_groups_are_frozen() -> None:
     bowl = Bowl([8.0, 1.0, 4.0])
     optimizer = torch.optim.SGD([{"params": [p]} for p in bowl.params], lr=0.05)
     scheduler = HiDLR(optimizer, bowl, bowl, interval=1)
+    with pytest.raises(InputError, match="an estimate of influences, got none yet"):
+        freeze_to_budget(scheduler, 7)
     train(bowl, optimizer, 3)
     assert freeze_to_budget(scheduler, 7) == [0, 2]
     assert [p.requires_grad for p in bowl.params] == [True, False, True]

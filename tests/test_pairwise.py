@@ -63,5 +63,14 @@ def test_resume_goes_on_with_the_pair() -> None:
 
 
 def test_one_layer_is_no_pair() -> None:
-    with pytest.raises(InputError, match="at least two layers to train in pairs, got 1"):
+    with pytest.raises(InputError, match="at least two layers that train, got 1"):
         PairwiseLayers(model(1)[1])
+
+
+def test_layers_without_weights_are_left_out() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout(), nn.Linear(2, 2), nn.Linear(2, 1))
+    pairs = PairwiseLayers(net)
+    for expected in ([True, True, False], [False, True, True], [True, True, False]):
+        assert [net[k].weight.requires_grad for k in (0, 3, 4)] == expected
+        net(torch.ones(1, 2)).sum().backward()
+        pairs.step()

@@ -1,5 +1,6 @@
 """The LR range test: what it finds, and that it leaves nothing behind."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lrenv import LearnedLR
+from lrenv.adaptive import ALRScheduler, LCSensitivityLR
 from lrenv.errors import InputError
 from lrenv.range_test import ABOVE_GRID, ABOVE_VALIDATED, BELOW_BEST, range_test
 
@@ -148,6 +151,21 @@ def test_everything_is_as_it_was(mode, fails):
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
     assert all(second == pytest.approx(first / 10) for first, second in lrs)
+
+
+@pytest.mark.parametrize("make", [lambda o: LearnedLR(o, 200), ALRScheduler, LCSensitivityLR])
+def test_a_scheduler_that_is_there_is_not_told(make):
+    model, optimizer, loader = small_job()
+    scheduler = make(optimizer)
+    before = copy.deepcopy(scheduler.state_dict())
+    range_test(model, optimizer, loader, steps=8, points=3)
+    assert str(scheduler.state_dict()) == str(before)
+
+    x, y = next(iter(loader))
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    scheduler.step()
+    assert str(scheduler.state_dict()) != str(before)
 
 
 def test_batches_are_accumulated_and_may_be_few():

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
-import tyro
+try:
+    import tyro
+except ImportError:
+    raise SystemExit(
+        "lrenv: Expected the packages of the command line, got no tyro; install them: "
+        'pip install "lrenv[train]".'
+    ) from None
 
 from lrenv.errors import InputError, LrenvError
 from lrenv.training.bench.settings import (

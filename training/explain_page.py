@@ -60,7 +60,10 @@ def _read(folder: Path) -> _Run:
         settings = json.loads((folder / "settings.json").read_text())
         if (method := settings.get("method", "learned")) != "learned":
             raise ValueError(f"one whose LR {method} set, not a policy")
-        lines = (folder / "decisions.jsonl").read_text().splitlines()
+        log = folder / "decisions.jsonl"
+        if not log.exists():
+            raise ValueError("one that is not finished")
+        lines = log.read_text().splitlines()
         decisions = [json.loads(line) for line in lines]
         policy, total_steps = load_policy(settings["policy"]), int(settings["total_steps"])
     except (OSError, ValueError, KeyError) as error:

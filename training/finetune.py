@@ -46,6 +46,9 @@ from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
 VALIDATIONS = 20
 """Validations in a run."""
 
+CHECKPOINTS = 10
+"""Checkpoints in a run, unless it is said how many."""
+
 PROGRESS = "progress.jsonl"
 """What ``lrenv monitor`` follows: a line a start of the job, and a line an optimizer step."""
 
@@ -123,19 +126,20 @@ def finetune(settings: FinetuneSettings) -> Path:
     Raises:
         InputError: A setting cannot be used, or the folder belongs to another run.
     """
-    if settings.checkpoint_every < 1:
+    if settings.checkpoint_every is not None and settings.checkpoint_every < 1:
         raise InputError(
             f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
         )
     policy = policy_of(settings)
     task = finetune_task(settings)
     folder = make_folder(settings.output)
-    check_settings(folder, settings, free={"output", "checkpoint_every"})
     data = load_data(task.data)
     console.print(f"Data: {data.name}, {data.note}")
     trainee = build_trainee(task, _device(settings.device))
     label = f"{policy.name} policy" if policy else settings.method
     run = _Run(label, trainee, start_method(settings, policy, trainee))
+    # Not before: a start that failed must not bind the folder.
+    check_settings(folder, settings, free={"output", "checkpoint_every"})
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load_state_dict(read_state(checkpoint))
@@ -206,6 +210,7 @@ def _train(
 ) -> None:
     trainee, method, (writer, progress) = run.trainee, run.method, logs
     every = max(1, settings.total_steps // VALIDATIONS)
+    save_every = settings.checkpoint_every or max(1, settings.total_steps // CHECKPOINTS)
     with progress_bar() as bar:
         line = bar.add_task("Training", total=settings.total_steps, status="")
         for step in range(len(run.losses), settings.total_steps):
@@ -233,7 +238,7 @@ def _train(
             progress.write(**values, decision=_brief(method.decisions[decided:]))
             writer.add_scalar("losses/train", float(loss), step)
             bar.update(line, completed=step + 1, status=f"loss {float(loss):.4f}, LR {lr:.2e}")
-            if (step + 1) % settings.checkpoint_every == 0:
+            if (step + 1) % save_every == 0:
                 write_state(checkpoint, run.state_dict())
 
 
@@ -272,7 +277,8 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
         log = "".join(json.dumps(entry) + "\n" for entry in decisions)
         write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
     write_json(folder / "metrics.json", metrics)
-    curves = {"train": dict(enumerate(losses.tolist())), "validation": run.vals}
+    vals = {step + 1: val for step, val in run.vals.items()}
+    curves = {"train": dict(enumerate(losses.tolist(), 1)), "validation": vals}
     report = write_run_report(
         folder / "report.html",
         f"{settings.trainee} by {run.label}",
@@ -322,6 +328,8 @@ def _save_adapter(trainee: SingleTrainee, folder: Path) -> None:
 def _plain(settings: FinetuneSettings) -> dict[str, Any]:
     """The settings of a run that count, in one flat table."""
     flat: dict[str, Any] = asdict(settings)
-    flat |= flat.pop("llm")
+    llm = flat.pop("llm")
+    if settings.trainee == "lora-llm":
+        flat |= llm
     unused = OTHER_SETTINGS if settings.method == "learned" else POLICY_SETTINGS
     return {name: value for name, value in flat.items() if name not in unused}

@@ -160,14 +160,10 @@ def _alr_pairwise(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """ALR that trains two layers at a time: a stack's, or else all with trained weights."""
     run = _alr(trainee, peak, scale)
     stacks = (m for m in trainee.model.modules() if isinstance(m, nn.ModuleList))  # outer first
-    layers = [
-        module
-        for module in next(stacks, _weighted(trainee.model))
-        if any(p.requires_grad for p in module.parameters())
-    ]
-    if len(layers) < 2:
+    try:
+        pairs = PairwiseLayers([*next(stacks, _weighted(trainee.model))])
+    except InputError:  # there is no pair
         return run
-    pairs = PairwiseLayers(layers)
 
     def after_step(loss: Tensor) -> None:
         run.after_step(loss)

@@ -12,7 +12,7 @@ from lrenv.files import write_atomic
 from lrenv.training.report_page import simple_page
 
 _BODY = Template("""
-<figure>$losses<figcaption>Training and validation loss at each optimizer step.</figcaption>
+<figure>$losses<figcaption>Training loss at each optimizer step, and validation losses.</figcaption>
 </figure>
 <figure>$rates<figcaption>Learning rate$marks.</figcaption>
 </figure>
@@ -106,11 +106,11 @@ def figure_html(
         margin={"l": 60, "r": 10, "t": 10, "b": 45},
         xaxis={
             "title": x_title,
-            "type": "log" if log_x else "linear",
+            "type": "log" if log_x else "-",  # by the values
             "gridcolor": _SOFT,
             "zeroline": False,
         },
-        yaxis={"title": title, "type": "log" if log else "linear", "gridcolor": _SOFT},
+        yaxis={"title": title, "type": "log" if log else "-", "gridcolor": _SOFT},
         legend={"orientation": "h", "yanchor": "top", "y": -0.2},
         # Seen on a light page and on a dark one.
         paper_bgcolor="rgba(0,0,0,0)",

@@ -287,7 +287,7 @@ class FinetuneSettings:
     """Device to train on, such as cpu or cuda; None for the GPU if there is one."""
     output: Path = Path("runs/finetune")
     """Where the model, the decision log and the checkpoint go; a stopped run goes on from there."""
-    checkpoint_every: int = 200
-    """Optimizer steps between two checkpoints."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between two checkpoints; None for a tenth of the run."""
     llm: LanguageModelSettings = LanguageModelSettings()
     """For the trainee lora-llm alone."""

@@ -4,8 +4,16 @@ They act on any torch optimizer, between ``loss.backward()`` and the end of ``op
 """
 
 from lrenv.adaptive.alr import ALRScheduler
-from lrenv.adaptive.gen import GeNLR, HiDLR
+from lrenv.adaptive.gen import GeNLR, HiDLR, freeze_to_budget, group_parameters
 from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.adaptive.pairwise import PairwiseLayers
 
-__all__ = ["ALRScheduler", "GeNLR", "HiDLR", "LCSensitivityLR", "PairwiseLayers"]
+__all__ = [
+    "ALRScheduler",
+    "GeNLR",
+    "HiDLR",
+    "LCSensitivityLR",
+    "PairwiseLayers",
+    "freeze_to_budget",
+    "group_parameters",
+]

@@ -51,6 +51,17 @@ class HiDLR(LRScheduler):
 
     A probe costs a forward pass. At these steps alone the parameters exist three times.
 
+    ```python
+    groups = [{"params": params} for params in group_parameters(model).values()]
+    optimizer = torch.optim.AdamW(groups)
+    scheduler = HiDLR(optimizer, model, lambda: loss_function(model(x), y))
+    for x, y in batches:  # the x and y that the lambda reads
+        optimizer.zero_grad()
+        loss_function(model(x), y).backward()
+        optimizer.step()  # all is done within
+        scheduler.step()  # for hosts; does nothing
+    ```
+
     Args:
         optimizer: Any torch optimizer; its LRs are where the search starts.
         model: The model. Its dropout is off in probes, and its buffers, such as the averages of
@@ -297,8 +308,10 @@ def freeze_to_budget(scheduler: HiDLR, budget: int) -> list[int]:
         The indices of the groups that are still trained.
 
     Raises:
-        InputError: Nothing fits the budget.
+        InputError: There is no estimate yet, or nothing fits the budget.
     """
+    if not any(scheduler.influence):
+        raise InputError("Expected an estimate of influences, got none yet; train a few steps.")
     groups = scheduler.optimizer.param_groups
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     kept, left = [], budget

@@ -31,27 +31,29 @@ class PairwiseLayers:
     ```
 
     Args:
-        layers: The layers, from the bottom to the top; at least two.
+        layers: The layers, from the bottom to the top; those without trained parameters are left
+            out, and at least two must remain.
 
     Attributes:
         current: c.
 
     Raises:
-        InputError: There are fewer than two layers.
+        InputError: Fewer than two layers train.
     """
 
     def __init__(self, layers: Sequence[nn.Module] | nn.ModuleList) -> None:
-        if len(layers) < 2:
-            raise InputError(f"Expected at least two layers to train in pairs, got {len(layers)}.")
-        self._layers = list(layers)
         # Parameters that are frozen already, such as the base of LoRA, stay so.
-        self._trained = [[p for p in m.parameters() if p.requires_grad] for m in self._layers]
+        trained = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
+        self._trained = [params for params in trained if params]
+        n = len(self._trained)
+        if n < 2:
+            raise InputError(f"Expected at least two layers that train, got {n}; name more.")
         self.current = 0
         self._freeze()
 
     def step(self) -> None:
         """Move on to the next pair; behind the last one comes the first."""
-        self.current = (self.current + 1) % (len(self._layers) - 1)
+        self.current = (self.current + 1) % (len(self._trained) - 1)
         self._freeze()
 
     def release(self) -> None:
