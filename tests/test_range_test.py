@@ -158,7 +158,7 @@ def test_a_scheduler_that_is_there_is_not_told(make):
     model, optimizer, loader = small_job()
     scheduler = make(optimizer)
     before = copy.deepcopy(scheduler.state_dict())
-    range_test(model, optimizer, loader, steps=8, points=3)
+    range_test(model, optimizer, loader, low=1e-5, high=0.1, steps=20, points=5)
     assert str(scheduler.state_dict()) == str(before)
 
     x, y = next(iter(loader))
