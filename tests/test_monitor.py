@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def test_a_run_by_hand(log: Path) -> None:
         "Last decision": "at step 4, LR 0.05, 0.50 times the one before",
         "Guard": "at step 4 the loss exploded, the LR was cut",
     }
+
+
+def test_a_silent_run_is_called_so(log: Path) -> None:
+    state = RunReader(log.parent).read()
+    found = facts(state, 1008.0 + 301.0)
+    assert found["State"] == "silent, perhaps stopped, last heard of 5 min 1 s ago"
+    assert "Time left" not in found
+    slow = replace(state, pace=20.0)
+    assert facts(slow, 1008.0 + 399.0)["State"].startswith("running")
+    assert facts(slow, 1008.0 + 401.0)["State"].startswith("silent")
 
 
 def test_a_resumed_job_takes_back_what_lies_behind_its_checkpoint(log: Path) -> None:
@@ -213,7 +224,7 @@ def test_a_job_is_followed_to_its_end(
 
 def test_once_shows_the_state_and_ends(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monitor(MonitorSettings(log.parent, once=True))
-    assert "Time left" in capsys.readouterr().out
+    assert "silent, perhaps stopped" in capsys.readouterr().out
     assert not (log.parent / "monitor.html").exists()
 
 

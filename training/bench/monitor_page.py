@@ -20,6 +20,8 @@ Points = Mapping[int, float]
 
 _POINTS = 300  # of a line
 _DECISIONS = 30  # in the table
+_SILENCE = 300.0  # seconds without a word after which a run may have stopped,
+_SILENT_STEPS = 20  # or so many optimizer steps' time
 _CHART = Template("""<figure>
 <h2>$title</h2>
 <div style="display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 0.5rem">
@@ -161,15 +163,18 @@ def facts(state: RunState, now: float) -> dict[str, str]:
         state: The run.
         now: Seconds of the clock.
     """
+    quiet = None if state.updated is None else now - state.updated
+    silent = quiet is not None and quiet > max(_SILENCE, _SILENT_STEPS * (state.pace or 0.0))
     words = {"State": "running" if state.done else "waiting for the first step"}
     if state.finished:
         words["State"] = "finished"
-    elif state.updated is not None:
-        words["State"] += f", last heard of {duration(now - state.updated)} ago"
+    elif quiet is not None:
+        words["State"] = "silent, perhaps stopped" if silent else words["State"]
+        words["State"] += f", last heard of {duration(quiet)} ago"
     total = "" if state.total is None else f" of {state.total}"
     words["Steps"] = f"{state.done}{total}"
     left = state.seconds_left
-    if not state.finished:
+    if not (state.finished or silent):
         words["Time left"] = "not known" if left is None else duration(left)
     for name, values in (("Loss", state.losses), ("Validation loss", state.vals)):
         if values:
