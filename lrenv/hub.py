@@ -46,10 +46,10 @@ def download_policy(repo_id: str) -> Path:
         name, _, revision = repo_id.partition("@")
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise PolicyFileError(
-            f"Expected a policy card at {repo_id}.json or on the hub, got: {reason}; check path, "
-            "name and network."
+            f"Expected a policy card at {repo_id}.json or on the hub, got none ({reason}); check "
+            "path, name and network."
         ) from None
     weights = sorted(folder.glob("*.safetensors"))
     cards = [path.with_suffix(".json") for path in weights if path.with_suffix(".json").exists()]

@@ -244,7 +244,7 @@ def test_suites_have_their_own_tasks() -> None:
     unseen = evaluated_tasks(EvaluateSettings(suite="unseen"))
     assert len(unseen) == 24
     assert len(evaluated_tasks(EvaluateSettings(suite="unseen-heavy"))) == 26
-    assert len(set(evaluated_tasks(EvaluateSettings(suite="harsh")).values())) == 12
+    assert len(set(evaluated_tasks(EvaluateSettings(suite="harsh")).values())) == 14
     with pytest.raises(InputError, match=r"no total_steps beside the suite unseen"):
         evaluated_tasks(EvaluateSettings(suite="unseen", total_steps=9))
 

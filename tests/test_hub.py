@@ -48,7 +48,7 @@ def test_a_policy_goes_to_the_hub_and_comes_back(hub: Path) -> None:
 
 
 def test_what_the_hub_does_not_have_is_said(hub: Path) -> None:
-    with pytest.raises(PolicyFileError, match=r"me/none\.json or on the hub, got: 404: me/none; c"):
+    with pytest.raises(PolicyFileError, match=r"me/none\.json .* got none \(404: me/none\); c"):
         load_policy("me/none")
     (hub / "me/empty").mkdir(parents=True)
     with pytest.raises(PolicyFileError, match=r"one policy in me/empty, .* got 0"):

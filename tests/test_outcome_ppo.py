@@ -26,7 +26,7 @@ from lrenv.training.outcome_ppo import (
 from lrenv.training.rollout import VAL_COLUMNS, NetworkChoice, Rollout, roll_out
 from lrenv.training.settings import GeneralistSettings
 
-SETTINGS = GeneralistSettings(group=4, critic_warmup=1, epochs=2)
+SETTINGS = GeneralistSettings(group=4, critic_warmup=1, epochs=2, minibatch=64)
 
 
 def new_ppo(**changes: object) -> OutcomePPO:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrenv.errors import InputError
+from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import load_dataset
 from lrenv.trainees.decoder import DecoderSpec
@@ -57,6 +58,16 @@ def test_batches_are_shuffled_epochs_in_a_row(n_train, batch_size, total_steps, 
         assert len(epoch.unique()) == len(epoch)
     assert stream.min() >= 0
     assert stream.max() < n_train
+
+
+def test_data_that_changes_is_trained_on_by_halves_the_second_one_first() -> None:
+    order = ChangingMLPSpec(batch_size=8, total_steps=11).order(40, seed=0)
+
+    assert order.shape == (11, 8)
+    assert order[:5].flatten().sort().values.tolist()[::2] == list(range(20, 40))
+    assert order[5:].max() < 20
+    with pytest.raises(InputError, match=r"2 rows and 2 steps or more .* got 40 and 1; take more"):
+        ChangingMLPSpec(total_steps=1).order(40, seed=0)
 
 
 def test_label_noise_follows_the_seed_and_the_share(tiny_data):

@@ -14,6 +14,7 @@ from lrenv.trainees.variants import (
     downsample,
     halves,
     random_projection,
+    renamed_behind,
     some_classes,
     standardise,
     teacher_dataset,
@@ -185,3 +186,17 @@ def test_some_classes_are_kept_and_numbered_anew():
     assert len(labels) == 3
     with pytest.raises(InputError, match="expected from 2 to 10 classes, got 11"):
         some_classes(images, 11, seed=0)
+
+
+def test_renamed_classes_come_behind_the_examples_as_they_are():
+    digits = load_dataset("digits")
+    data = renamed_behind(digits, seed=0)
+    n = len(digits.y_train)
+
+    assert len(data.x_train) == len(data.y_train) == 2 * n
+    assert torch.equal(data.y_train[:n], digits.y_train)
+    assert torch.equal(data.x_train[n:], digits.x_train)
+    names = set(zip(data.y_train[:n].tolist(), data.y_train[n:].tolist(), strict=True))
+    assert len(names) == 10
+    assert any(old != new for old, new in names)
+    assert torch.equal(data.y_val, digits.y_val)

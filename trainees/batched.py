@@ -16,7 +16,6 @@ from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import (
     RunSpec,
-    batch_order,
     initial_model,
     noisy_labels,
     steps_per_epoch,
@@ -148,9 +147,7 @@ class BatchedTrainee:
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
         self._shared = len(set(seeds)) == 1
         keys = seeds[:1] if self._shared else seeds
-        orders = [
-            batch_order(n_train, self.spec.batch_size, self.total_steps, seed) for seed in keys
-        ]
+        orders = [self.spec.order(n_train, seed) for seed in keys]
         # (r, T, n), with one row for all where the seeds are equal
         self._order = torch.stack(orders).to(self._device)
         labels = [

@@ -17,7 +17,6 @@ from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import (
     RunSpec,
-    batch_order,
     initial_model,
     noisy_labels,
     steps_per_epoch,
@@ -45,7 +44,7 @@ class SingleTrainee:
         self.optimizer = spec.optimizer.build(trained(self.model))
         self._params = trained(self.model)
         n_train = len(dataset.x_train)
-        self._order = batch_order(n_train, spec.batch_size, spec.total_steps, seed).to(device)
+        self._order = spec.order(n_train, seed).to(device)
         labels = noisy_labels(dataset.y_train, dataset.n_classes, spec.label_noise, seed)
         self._labels = labels.to(device)
         self._step = 0

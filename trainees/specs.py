@@ -115,6 +115,10 @@ class RunSpec(ABC):
     ) -> StackedModel:
         """Stack models that :meth:`build` made, to be trained in lockstep."""
 
+    def order(self, n_train: int, seed: int) -> Tensor:
+        """Indices of the examples of every batch, ``(total_steps, n)``."""
+        return batch_order(n_train, self.batch_size, self.total_steps, seed)
+
     @property
     def stochastic(self) -> bool:
         """Whether a step draws random numbers of its own, as dropout does."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.autoencoder import AutoencoderSpec
+from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import Dataset, load_dataset
 from lrenv.trainees.decoder import DecoderSpec
@@ -25,6 +26,7 @@ from lrenv.trainees.variants import (
     downsample,
     halves,
     random_projection,
+    renamed_behind,
     some_classes,
     standardise,
     teacher_dataset,
@@ -37,14 +39,14 @@ class DataSpec:
 
     Attributes:
         name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
-            instructions, ``"teacher"`` or ``"markov"``; to predict numbers, ``"teacher-outputs"``,
-            or ``"halves"`` or ``"codes"`` of MNIST-5k.
+            instructions, ``"teacher"``, ``"markov"`` or ``"renamed-digits"``; to predict numbers,
+            ``"teacher-outputs"``, or ``"halves"`` or ``"codes"`` of MNIST-5k.
         size: Side to which images are down-sampled; 0 leaves them.
         projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
         n_classes: Classes kept of a data set of more; classes or outputs of a teacher, number of
             codes, tokens of a Markov chain.
         n_train: Training examples kept; 0 keeps all.
-        seed: Seed of kept classes, projection, codes, teacher, Markov chain and cipher.
+        seed: Seed of kept and renamed classes, projection, codes, teacher, Markov chain and cipher.
         context: Tokens of a sequence of text or a Markov chain; of instructions at most.
         cipher: Share of the characters of a text that change places.
         tokenizer: The language model whose tokens instructions are made of.
@@ -90,6 +92,7 @@ _SPECS: dict[str, type[RunSpec]] = {
     s.kind: s
     for s in (
         MLPSpec,
+        ChangingMLPSpec,
         RegressorSpec,
         ConvNetSpec,
         DecoderSpec,
@@ -117,6 +120,8 @@ def load_data(spec: DataSpec) -> Dataset:
         images = load_dataset("mnist-5k")
         images = downsample(images, spec.size) if spec.size else images
         data = halves(images) if spec.name == "halves" else codes(images, spec.n_classes, spec.seed)
+    elif spec.name == "renamed-digits":
+        data = renamed_behind(standardise(load_dataset("digits")), spec.seed)
     elif spec.name == "markov":
         data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:
@@ -126,17 +131,20 @@ def load_data(spec: DataSpec) -> Dataset:
     elif spec.tokenizer:
         data = instruction_dataset(spec.name, spec.tokenizer, spec.context, spec.all_tokens)
     else:
-        data = load_dataset(spec.name)
-        if spec.n_classes < data.n_classes:
-            data = some_classes(data, spec.n_classes, spec.seed)
-        if spec.size:
-            data = downsample(data, spec.size)
-        data = (
-            random_projection(data, spec.projection, spec.seed)
-            if spec.projection
-            else standardise(data)
-        )
+        data = _of_a_loaded_set(spec)
     if spec.n_train:
         kept = {name: getattr(data, name)[: spec.n_train] for name in ("x_train", "y_train")}
         data = replace(data, **kept)
     return data
+
+
+def _of_a_loaded_set(spec: DataSpec) -> Dataset:
+    """Load a data set; keep some of its classes, pixels or dimensions where asked to."""
+    data = load_dataset(spec.name)
+    if spec.n_classes < data.n_classes:
+        data = some_classes(data, spec.n_classes, spec.seed)
+    if spec.size:
+        data = downsample(data, spec.size)
+    if spec.projection:
+        return random_projection(data, spec.projection, spec.seed)
+    return standardise(data)

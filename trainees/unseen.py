@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lrenv.trainees.autoencoder import AutoencoderSpec
+from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.lora import LoRASpec
@@ -48,7 +49,7 @@ def harsh_tasks() -> dict[str, Task]:
         "batches of 4": {"batch_size": 4},
         "batches of 512": {"batch_size": 512},
         "50 steps": {"total_steps": 50},
-        "20,000 steps": {"total_steps": 20_000},
+        "50,000 steps": {"total_steps": 50_000},
         "half of the labels random": {"label_noise": 0.5},
         "initial weights × 6": {"init_scale": 6.0},
     }
@@ -59,6 +60,8 @@ def harsh_tasks() -> dict[str, Task]:
         for condition, change in changes.items():
             spec = replace(usual, **change)
             tasks[f"{condition}, {name}"] = Task(DataSpec("digits"), spec, 0)
+        changing = ChangingMLPSpec((64, 64), optimizer=optimizer, batch_size=32, total_steps=400)
+        tasks[f"classes renamed midway, {name}"] = Task(DataSpec("renamed-digits"), changing, 0)
     return tasks
 
 

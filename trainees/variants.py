@@ -57,6 +57,17 @@ def some_classes(dataset: Dataset, n_classes: int, seed: int) -> Dataset:
     return replace(dataset, name=f"{dataset.name}-{n_classes}c{seed}", n_classes=n_classes, **parts)
 
 
+def renamed_behind(dataset: Dataset, seed: int) -> Dataset:
+    """Train on each example twice, behind all of them with its class renamed at random."""
+    renamed = torch.randperm(dataset.n_classes, generator=generator_of(seed))[dataset.y_train]
+    return replace(
+        dataset,
+        name=f"{dataset.name}-renamed",
+        x_train=torch.cat([dataset.x_train, dataset.x_train]),
+        y_train=torch.cat([dataset.y_train, renamed]),
+    )
+
+
 def random_projection(dataset: Dataset, n_features: int, seed: int) -> Dataset:
     """Project the inputs to ``n_features`` by one Gaussian matrix, then standardise each feature.
 

@@ -30,6 +30,7 @@ from lrenv.training.methods import (
     POLICY_SETTINGS,
     Method,
     policy_of,
+    start_lr,
     start_method,
 )
 from lrenv.training.progress import console, progress_bar
@@ -143,7 +144,9 @@ def finetune(settings: FinetuneSettings) -> Path:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load_state_dict(read_state(checkpoint))
-        console.print(f"Resumed at step {len(run.losses)} of {settings.total_steps}")
+        here = len(run.losses)
+        went_on = f"Resumed at step {here} of {settings.total_steps}"
+        console.print(went_on if here < settings.total_steps else "Trained already; results anew")
     start = len(run.losses)
     with (
         SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,
@@ -283,7 +286,7 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
         folder / "report.html",
         f"{settings.trainee} by {run.label}",
         (curves, run.lrs, decisions),
-        (metrics, _plain(settings)),
+        (metrics, _plain(settings, trainee)),
     )
     table = Table("metric", "value", title=f"{folder}")
     for name, value in metrics.items():
@@ -325,9 +328,9 @@ def _save_adapter(trainee: SingleTrainee, folder: Path) -> None:
     write_atomic(folder, write, mode=0o755)
 
 
-def _plain(settings: FinetuneSettings) -> dict[str, Any]:
+def _plain(settings: FinetuneSettings, trainee: SingleTrainee) -> dict[str, Any]:
     """The settings of a run that count, in one flat table."""
-    flat: dict[str, Any] = asdict(settings)
+    flat: dict[str, Any] = asdict(settings) | {"lr": start_lr(settings, trainee)}
     llm = flat.pop("llm")
     if settings.trainee == "lora-llm":
         flat |= llm

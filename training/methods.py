@@ -86,6 +86,11 @@ def policy_of(settings: FinetuneSettings) -> FrozenPolicy | None:
     return load_policy(settings.policy) if learned else None
 
 
+def start_lr(settings: FinetuneSettings, trainee: SingleTrainee) -> float:
+    """The LR that a method which is no policy starts from."""
+    return usual_peak(trainee.spec.optimizer) if settings.lr is None else settings.lr
+
+
 def start_method(
     settings: FinetuneSettings, policy: FrozenPolicy | None, trainee: SingleTrainee
 ) -> Method:
@@ -97,8 +102,7 @@ def start_method(
         trainee: The run.
     """
     if policy is None:
-        lr = usual_peak(trainee.spec.optimizer) if settings.lr is None else settings.lr
-        return AdaptiveMethod(settings.method, trainee, lr)
+        return AdaptiveMethod(settings.method, trainee, start_lr(settings, trainee))
     return learned_lr(trainee, policy, settings.rollback, settings.layerwise)
 
 

@@ -11,7 +11,10 @@ import tyro
 
 @dataclass(frozen=True)
 class GeneralistSettings:
-    """Train a general policy: tuned experts, cloning with recovery labels, PPO on the outcome."""
+    """Train a general policy: tuned experts, cloning with recovery labels, PPO on the outcome.
+
+    The defaults are the recipe of the shipped policy "default".
+    """
 
     output: Path = Path("runs/generalist")
     """Run folder; a run that was stopped goes on from there."""
@@ -19,7 +22,7 @@ class GeneralistSettings:
     """Searches and rollouts side by side, by Ray if more than one; their results stay the same."""
     ray_address: str | None = None
     """Ray cluster to use instead, by auto or host:port; needs lrenv on every machine of it."""
-    hours: float = 1.0
+    hours: float = 3.85
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
     """Seed of everything random, the tasks of PPO among it; take another one to go on from a policy
@@ -66,20 +69,20 @@ class GeneralistSettings:
     """Peak LR of cloning."""
     last_clone_lr: float = 1e-3
     """Peak LR of cloning in the last round."""
-    groups_per_update: int = 32
+    groups_per_update: int = 96
     """Tasks rolled out for one PPO update, all of them new."""
     longest_run: int = 800
     """Longest runs that PPO rolls out, in optimizer steps; a long one costs as much as many short
     ones."""
-    critic_warmup: int = 8
+    critic_warmup: int = 2
     """PPO updates in which only the critic learns."""
     updates: int = 100_000
     """PPO updates at most."""
-    evaluate_every: int = 25
+    evaluate_every: int = 8
     """PPO updates between two evaluations on the held-out tasks."""
     epochs: int = 4
     """Passes over the rollouts of one update."""
-    minibatch: int = 64
+    minibatch: int = 256
     """Runs in an optimizer step of PPO, about."""
     clip: float = 0.2
     """Clip range of PPO."""
@@ -87,13 +90,13 @@ class GeneralistSettings:
     """λ of generalised advantage estimation; the discount is 1."""
     kl_clone: float = 0.01
     """Weight of the KL term to the clone."""
-    target_kl: float = 0.03
+    target_kl: float = 0.05
     """Mean KL to the last policy at which an update ends."""
     action_std: float = 0.125
     """Deviation of the actions while training; ±1 is the largest change of log LR."""
     noise_memory: float = 0.9
     """Correlation of the action noise at successive decisions; a policy undoes white noise."""
-    average_decay: float = 0.95
+    average_decay: float = 0.8
     """Decay of the moving average of the actor's weights, which is what is exported."""
     actor_lr: float = 6e-5
     """LR of the actor in PPO at the start; falls linearly to a tenth over the budget."""
@@ -155,7 +158,7 @@ class EvaluateSettings:
     """Policies, each by the name of a shipped one or the path of its card."""
     suite: Literal["trainee", "unseen-mlps", "unseen", "unseen-heavy", "harsh"] = "trainee"
     """One trainee, or test tasks that no policy is trained on: 24 MLPs on full-size MNIST, 24 tasks
-    of six families, these and two whose tuned experts take hours, or 12 in harsh conditions."""
+    of six families, these and two whose tuned experts take hours, or 14 in harsh conditions."""
     rollback: bool = False
     """Run each policy with a way back to the last good weights too."""
     layerwise: bool = False
@@ -167,7 +170,7 @@ class EvaluateSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizers: tuple[str, ...] = ("adam", "sgd")
-    """Optimizers of the trainee: sgd (momentum 0.9), adam, adamw."""
+    """Optimizers of the trainee: sgd (momentum 0.9), adam, adamw, rmsprop."""
     total_steps: int = 600
     """Length of a run in optimizer steps."""
     seeds: int = 3
@@ -240,7 +243,7 @@ class RangeTestSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizer: str = "adam"
-    """Optimizer: sgd (momentum 0.9), adam or adamw."""
+    """Optimizer: sgd (momentum 0.9), adam, adamw or rmsprop."""
     mode: Literal["sweep", "grid"] = "grid"
     """One run whose LR rises, or a short run at each of several LRs: dearer, and closer."""
     low: float = 1e-6
@@ -278,7 +281,7 @@ class FinetuneSettings:
     layerwise: Literal["lc"] | None = None
     """Multiply the LR of each tensor by LC's multiplier."""
     optimizer: str = "adamw"
-    """Optimizer: sgd (momentum 0.9), adam or adamw."""
+    """Optimizer: sgd (momentum 0.9), adam, adamw or rmsprop."""
     total_steps: int = 1000
     """Length of the run in optimizer steps."""
     seed: int = 0

@@ -1,0 +1,108 @@
+"""Conditions beyond those a policy was trained in, and the guard: ``python benchmarks/harsh.py``.
+
+The suite ``harsh`` as ``lrenv evaluate`` runs it, with and without rollback, and once more with a
+controller that never cuts the LR where losses explode or are not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import tyro
+from rich.table import Table
+
+from lrenv.controller import Controller
+from lrenv.files import make_folder
+from lrenv.policies.frozen import load_policy
+from lrenv.trainees.tasks import Task
+from lrenv.training.compare import PolicyPart
+from lrenv.training.evaluate import (
+    collect_results,
+    compare_all,
+    compared_parts,
+    evaluated_tasks,
+    publish,
+)
+from lrenv.training.expert_search import SearchResult
+from lrenv.training.parallel import Workers
+from lrenv.training.progress import console
+from lrenv.training.records import OTHER_SEED, RunRecord
+from lrenv.training.settings import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    policy: str = "default"
+    """Policy, by the name of a shipped one or the path of its card."""
+    seeds: int = 3
+    """Seeds of each task."""
+    output: Path = Path("runs/harsh")
+    """Where results and report go; a benchmark that was stopped goes on from there."""
+    workers: int = 1
+    """Runs side by side."""
+
+
+class Unguarded(PolicyPart):
+    """A policy whose guard sees nothing."""
+
+    @property
+    def key(self) -> list[Any]:
+        """See :class:`lrenv.training.compare.Part`."""
+        return [*super().key, "unguarded"]
+
+    def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
+        """See :class:`lrenv.training.compare.Part`."""
+        with mock.patch.object(Controller, "_inspect"):
+            record, _ = super().run(task, name, search)
+        return [record.relabelled(f"{record.method}, no guard")]
+
+
+def main(settings: Settings) -> None:
+    """Train, print the tables, write results and report."""
+    torch.set_num_threads(1)
+    chosen = EvaluateSettings(
+        policies=(settings.policy,),
+        suite="harsh",
+        rollback=True,
+        seeds=settings.seeds,
+        output=settings.output,
+    )
+    jobs = [
+        (name, replace(task, seed=seed))
+        for name, task in evaluated_tasks(chosen).items()
+        for seed in range(settings.seeds)
+    ]
+    policy = load_policy(settings.policy)
+    parts = [*compared_parts(chosen), Unguarded(policy)]
+    folder = make_folder(settings.output)
+    with Workers(settings.workers) as workers:
+        records = compare_all(jobs, parts, folder, workers)
+    title = "A policy in harsh conditions"
+    publish(collect_results(title, asdict(chosen), [t for _, t in jobs], records), folder)
+    learned = f"learned: {policy.name}"
+    methods = (learned, f"{learned}, no guard", f"{learned}, rollback", OTHER_SEED, "cosine")
+    table = Table("condition", *methods)
+    rows = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        rows[record.task][record.method].append(record.ratio)
+    for task, found in rows.items():
+        table.add_row(task, *(_mean(found[method]) for method in methods))
+    console.print(table)
+
+
+def _mean(ratios: list[float | None]) -> str:
+    """Geometric mean of ratios; None is a run that diverged."""
+    logs = [math.inf if ratio is None else math.log(ratio) for ratio in ratios]
+    return f"{math.exp(sum(logs) / len(logs)):.2f}"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
