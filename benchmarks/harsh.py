@@ -61,12 +61,12 @@ class Unguarded(PolicyPart):
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`lrenv.training.compare.Part`."""
         with mock.patch.object(Controller, "_inspect"):
-            record, _ = super().run(task, name, search)
+            record, _ = super().run(task, name, search)  # and the constant at its mean LR
         return [record.relabelled(f"{record.method}, no guard")]
 
 
 def main(settings: Settings) -> None:
-    """Train, print the tables, write results and report."""
+    """Train, print two tables, write results and report."""
     torch.set_num_threads(1)
     chosen = EvaluateSettings(
         policies=(settings.policy,),
@@ -101,7 +101,8 @@ def main(settings: Settings) -> None:
 def _mean(ratios: list[float | None]) -> str:
     """Geometric mean of ratios; None is a run that diverged."""
     logs = [math.inf if ratio is None else math.log(ratio) for ratio in ratios]
-    return f"{math.exp(sum(logs) / len(logs)):.2f}"
+    mean = math.exp(sum(logs) / len(logs))
+    return f"{mean:.2f}" if mean < math.inf else "∞"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
 }
-"""``"rmsprop"`` is for tests: no policy is trained on it."""
+"""No policy is trained on ``"rmsprop"``."""
 
 IGNORED = -100
 """Label of what is not predicted, as torch's cross-entropy has it."""

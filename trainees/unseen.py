@@ -40,10 +40,10 @@ def unseen_tasks(heavy: bool = False) -> dict[str, Task]:
 
 
 def harsh_tasks() -> dict[str, Task]:
-    """Conditions beyond those MLPs are trained under, one at a time, on digits and two optimizers.
+    """Conditions that are rare in training or beyond it, one at a time, on digits, two optimizers.
 
-    MLPs of the training families have batches of 8 to 128, 100 to 5,000 steps, up to 30 % label
-    noise, and initial weights of half to twice the usual size.
+    MLPs of the training families have batches of 8 to 128, 20 to 5,000 steps, up to 30 % label
+    noise, initial weights of half to twice the usual size, and data that stays.
     """
     changes: dict[str, dict[str, Any]] = {
         "batches of 4": {"batch_size": 4},

@@ -58,7 +58,7 @@ def some_classes(dataset: Dataset, n_classes: int, seed: int) -> Dataset:
 
 
 def renamed_behind(dataset: Dataset, seed: int) -> Dataset:
-    """Train on each example twice, behind all of them with its class renamed at random."""
+    """Append each training example once more, its class renamed by one random permutation."""
     renamed = torch.randperm(dataset.n_classes, generator=generator_of(seed))[dataset.y_train]
     return replace(
         dataset,

@@ -144,9 +144,9 @@ def finetune(settings: FinetuneSettings) -> Path:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load_state_dict(read_state(checkpoint))
-        here = len(run.losses)
-        went_on = f"Resumed at step {here} of {settings.total_steps}"
-        console.print(went_on if here < settings.total_steps else "Trained already; results anew")
+        done, total = len(run.losses), settings.total_steps
+        resumed = f"Resumed at step {done} of {total}"
+        console.print(resumed if done < total else "Trained already; writing the results again")
     start = len(run.losses)
     with (
         SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,

@@ -170,7 +170,7 @@ class EvaluateSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizers: tuple[str, ...] = ("adam", "sgd")
-    """Optimizers of the trainee: sgd (momentum 0.9), adam, adamw, rmsprop."""
+    """Optimizers of the trainee: sgd or rmsprop (momentum 0.9), adam, adamw."""
     total_steps: int = 600
     """Length of a run in optimizer steps."""
     seeds: int = 3
@@ -243,7 +243,7 @@ class RangeTestSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizer: str = "adam"
-    """Optimizer: sgd (momentum 0.9), adam, adamw or rmsprop."""
+    """Optimizer: sgd or rmsprop (momentum 0.9), adam or adamw."""
     mode: Literal["sweep", "grid"] = "grid"
     """One run whose LR rises, or a short run at each of several LRs: dearer, and closer."""
     low: float = 1e-6
@@ -281,7 +281,7 @@ class FinetuneSettings:
     layerwise: Literal["lc"] | None = None
     """Multiply the LR of each tensor by LC's multiplier."""
     optimizer: str = "adamw"
-    """Optimizer: sgd (momentum 0.9), adam, adamw or rmsprop."""
+    """Optimizer: sgd or rmsprop (momentum 0.9), adam or adamw."""
     total_steps: int = 1000
     """Length of the run in optimizer steps."""
     seed: int = 0
