@@ -63,5 +63,5 @@ def test_something_else_than_results(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(InputError, match="Expected results of lrenv evaluate"):
         report(ReportSettings(results=(tmp_path,), output=tmp_path / "joint"))
-    with pytest.raises(InputError, match=r"at .*none, got no such file; name"):
+    with pytest.raises(InputError, match=r"at .*none, got: no such file; name"):
         report(ReportSettings(results=(tmp_path / "none",), output=tmp_path / "joint"))

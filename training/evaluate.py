@@ -41,8 +41,12 @@ _FORMAT = 1  # of the records; raised where a method or a ratio comes to mean so
 _OF_A_TRAINEE = ("trainee", "optimizers", "total_steps")
 
 
-def evaluate(settings: EvaluateSettings) -> Path:
+def evaluate(settings: EvaluateSettings, further: Sequence[Part] = ()) -> Path:
     """Run the comparison, print the table and write results and report.
+
+    Args:
+        settings: The settings.
+        further: Methods beside those that the settings name.
 
     Returns:
         The path of the report.
@@ -66,7 +70,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         for name, task in evaluated_tasks(settings).items()
         for seed in range(settings.seeds)
     ]
-    parts = compared_parts(settings)
+    parts = [*compared_parts(settings), *further]
     folder = make_folder(settings.output)
     # One thread, as the workers have: the number of threads changes rounding.
     torch.set_num_threads(1)

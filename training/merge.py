@@ -55,11 +55,6 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     file = path / "results.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(
-            f"Expected results of lrenv evaluate at {file}, got no such file; name the folder of "
-            "an evaluation, or its results.json."
-        )
     found = read_json(file)
     if not isinstance(found, dict) or found.get("format") != _FORMAT or "runs" not in found:
         raise InputError(

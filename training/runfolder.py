@@ -31,6 +31,10 @@ def read_json(path: Path) -> Any:
     """Read JSON, or raise :class:`InputError` if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"Expected a JSON file at {path}, got: no such file; name another."
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"Expected a JSON file at {path}, got: {error}; delete it.") from None
 
