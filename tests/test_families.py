@@ -172,6 +172,42 @@ def test_balanced_tasks_are_of_all_families_and_a_quarter_plain():
     assert len({task.key() for task in tasks}) == 96
 
 
+def test_broad_tasks_add_many_passes_and_rough_conditions():
+    tasks = [training_task(i, "broad") for i in range(360)]
+    balanced, repeated, rough = (tasks[k::3] for k in range(3))
+
+    # No policy of the balanced family has seen these, so that its descendants are selected fairly.
+    numbers = training_numbers(3000)
+    assert not set(balanced) & {training_task(i, "balanced") for i in numbers}
+    assert {t.spec.kind for t in repeated} == {"mlp", "convnet", "regressor", "decoder"}
+    assert all(60 <= t.data.n_train <= 1500 for t in repeated)
+    passes = [t.spec.total_steps * t.spec.batch_size / t.data.n_train for t in repeated]
+    assert max(passes) > 200
+    assert {t.spec.kind for t in rough} == {"mlp", "changing-mlp"}
+    for values, low, high in (
+        ([t.spec.batch_size for t in rough], 4, 512),
+        ([t.spec.init_scale for t in rough], 0.2, 8.0),
+        ([t.spec.label_noise for t in rough], 0.0, 0.6),
+    ):
+        assert low <= min(values) < 0.3 * high
+        assert high >= max(values) > 0.8 * high
+    assert len({task.key() for task in tasks}) == 360
+    assert all(t.data.size or t.data.projection for t in tasks if "mnist-5k" in t.data.name)
+    assert "digits" not in {t.data.name.removeprefix("renamed-") for t in tasks}
+    for task in tasks[:30]:
+        trainee = build_trainee(task)
+        assert trainee.backward().isfinite()
+
+
+def test_renamed_data_is_any_data_with_its_classes_renamed_behind():
+    once, twice = (load_data(DataSpec(name, size=7)) for name in ("mnist-5k", "renamed-mnist-5k"))
+    n = len(once.y_train)
+
+    assert torch.equal(twice.x_train, torch.cat([once.x_train, once.x_train]))
+    assert torch.equal(twice.y_train[:n], once.y_train)
+    assert not torch.equal(twice.y_train[n:], once.y_train)
+
+
 def test_unknown_family():
     with pytest.raises(InputError, match="Expected a training family among varied, plain, mixed, "):
         training_task(0, "hard")
@@ -193,6 +229,8 @@ def test_there_are_24_test_tasks():
         ("scarce", (50, 600)),
         ("easy", (100, 1000)),
         ("brief", (20, 100)),
+        ("repeated", (100, 1200)),
+        ("rough", (50, 1200)),
     ],
 )
 def test_lengths_are_spread_over_their_bounds(family, steps):

@@ -16,6 +16,7 @@ from typing import Any
 
 from lrenv.errors import InputError
 from lrenv.trainees.adapted import AdaptedDecoderSpec
+from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.mlp import MLPSpec
@@ -242,11 +243,83 @@ def _brief(index: int) -> Task:
     return replace(task, spec=replace(task.spec, total_steps=steps))
 
 
+def _repeated(index: int) -> Task:
+    """All models on few examples, up to hundreds of passes; most learn them by heart."""
+    draw = random.Random(f"repeated-{index}")
+    optimizer = _draw_optimizer(draw)
+    settings: dict[str, Any] = {
+        "optimizer": optimizer,
+        "batch_size": draw.choice((8, 16, 32, 64, 128)),
+        "total_steps": round(math.exp(draw.uniform(math.log(100), math.log(1200)))),
+        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
+    }
+    activation = draw.choice(("relu", "relu", "tanh", "gelu"))
+    n_train = round(math.exp(draw.uniform(math.log(60), math.log(1500))))
+    seed = draw.randrange(8)
+    kind = draw.choice(("mlp", "mlp", "convnet", "convnet", "regressor", "decoder"))
+    spec: RunSpec
+    if kind == "decoder":
+        settings["label_noise"] = 0.0
+        settings["batch_size"] = draw.choice((4, 8, 16))
+        spec = DecoderSpec(width=draw.choice((16, 32)), layers=1, heads=2, **settings)
+        data = DataSpec("python-docs", context=draw.choice((8, 16)), n_train=n_train)
+    elif kind == "convnet":
+        channels = draw.choice(((4, 8), (8, 16), (16, 16)))
+        batch_norm = draw.random() < 0.5
+        spec = ConvNetSpec(channels, activation=activation, batch_norm=batch_norm, **settings)
+        size, n_classes = draw.choice((8, 10)), draw.choice((3, 5, 10))
+        data = DataSpec("mnist-5k", size=size, n_classes=n_classes, n_train=n_train, seed=seed)
+    elif kind == "regressor":
+        hidden = (draw.choice((16, 32, 64)),) * draw.choice((1, 2))
+        multiplier = 10 ** draw.uniform(0, 1.5) if optimizer.name == "sgd" else 1.0
+        spec = RegressorSpec(hidden, activation=activation, lr_multiplier=multiplier, **settings)
+        size, n_outputs = draw.choice((6, 10)), draw.choice((8, 32))
+        data = DataSpec("codes", size=size, n_classes=n_outputs, n_train=n_train, seed=seed)
+    else:
+        hidden = (draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 3))
+        spec = MLPSpec(hidden, activation=activation, **settings)
+        inputs, n_classes = draw.choice((8, 16, 32, 64)), draw.choice((2, 3, 5, 10))
+        data = DataSpec(
+            "mnist-5k", projection=inputs, n_classes=n_classes, n_train=n_train, seed=seed
+        )
+    return Task(data, spec, seed=index)
+
+
+def _rough(index: int) -> Task:
+    """MLPs on any batch size, noise and initial weights; the data of a quarter changes midway."""
+    draw = random.Random(f"rough-{index}")
+    changes = draw.random() < 0.25
+    spec = (ChangingMLPSpec if changes else MLPSpec)(
+        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        optimizer=_draw_optimizer(draw),
+        batch_size=round(math.exp(draw.uniform(math.log(4), math.log(512)))),
+        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(1200)))),
+        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.6))),
+        init_scale=math.exp(draw.choice((0.0, draw.uniform(math.log(0.2), math.log(8.0))))),
+    )
+    if changes:
+        size, seed = draw.choice((7, 10, 14)), draw.randrange(8)
+        return Task(DataSpec("renamed-mnist-5k", size=size, seed=seed), spec, seed=index)
+    return Task(_draw_data(draw), spec, seed=index)
+
+
+def _further(index: int) -> Task:
+    """Tasks of the balanced family behind those of its own numbers."""
+    return _balanced(2 * 10**6 + index)
+
+
 def _take_turns(*families: Callable[[int], Task]) -> Callable[[int], Task]:
     return lambda index: families[index % len(families)](index // len(families))
 
 
 _mixed = _take_turns(_varied, _plain)
+_balanced = _take_turns(
+    _plain,
+    _take_turns(_convnet, _varied),
+    _take_turns(_regression, _scarce, _easy),
+    _take_turns(_decoder, _adapted, _long, _brief),
+)
 _general = _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": _varied,
@@ -261,15 +334,13 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "easy": _easy,
     "brief": _brief,
     "wide": _take_turns(_general, _take_turns(_regression, _scarce, _easy, _brief)),
-    "balanced": _take_turns(
-        _plain,
-        _take_turns(_convnet, _varied),
-        _take_turns(_regression, _scarce, _easy),
-        _take_turns(_decoder, _adapted, _long, _brief),
-    ),
+    "balanced": _balanced,
+    "repeated": _repeated,
+    "rough": _rough,
+    "broad": _take_turns(_further, _repeated, _rough),
 }
-"""Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"`` and ``"balanced"``, of which a
-quarter are plain MLPs, take turns between others."""
+"""Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
+quarter are plain MLPs, and ``"broad"`` take turns between others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks of each family that no policy trains on; they select and measure."""

@@ -39,8 +39,8 @@ class DataSpec:
 
     Attributes:
         name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
-            instructions, ``"teacher"``, ``"markov"`` or ``"renamed-digits"``; to predict numbers,
-            ``"teacher-outputs"``, or ``"halves"`` or ``"codes"`` of MNIST-5k.
+            instructions, ``"teacher"``, ``"markov"``, or ``"renamed-"`` and a key of ``DATASETS``;
+            to predict numbers, ``"teacher-outputs"``, or ``"halves"`` or ``"codes"`` of MNIST-5k.
         size: Side to which images are down-sampled; 0 leaves them.
         projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
         n_classes: Classes kept of a data set of more; classes or outputs of a teacher, number of
@@ -110,6 +110,9 @@ def _spec_from_json(data: dict[str, Any]) -> RunSpec:
     return _SPECS[kind](optimizer=optimizer, **values)
 
 
+_RENAMED = "renamed-"
+
+
 @lru_cache(maxsize=16)
 def load_data(spec: DataSpec) -> Dataset:
     """Load and transform the data set of a task."""
@@ -120,8 +123,9 @@ def load_data(spec: DataSpec) -> Dataset:
         images = load_dataset("mnist-5k")
         images = downsample(images, spec.size) if spec.size else images
         data = halves(images) if spec.name == "halves" else codes(images, spec.n_classes, spec.seed)
-    elif spec.name == "renamed-digits":
-        data = renamed_behind(standardise(load_dataset("digits")), spec.seed)
+    elif spec.name.startswith(_RENAMED):
+        once = _of_a_loaded_set(replace(spec, name=spec.name.removeprefix(_RENAMED)))
+        data = renamed_behind(once, spec.seed)
     elif spec.name == "markov":
         data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:

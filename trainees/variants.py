@@ -62,7 +62,7 @@ def renamed_behind(dataset: Dataset, seed: int) -> Dataset:
     renamed = torch.randperm(dataset.n_classes, generator=generator_of(seed))[dataset.y_train]
     return replace(
         dataset,
-        name=f"{dataset.name}-renamed",
+        name=f"{dataset.name}-renamed{seed}",
         x_train=torch.cat([dataset.x_train, dataset.x_train]),
         y_train=torch.cat([dataset.y_train, renamed]),
     )

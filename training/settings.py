@@ -41,6 +41,9 @@ class GeneralistSettings:
         "brief",
         "wide",
         "balanced",
+        "repeated",
+        "rough",
+        "broad",
     ] = "balanced"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
