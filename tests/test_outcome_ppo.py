@@ -87,9 +87,10 @@ def test_advantages_are_centred_and_scaled_in_groups():
     gains = torch.tensor([[3.0, 0.0], [10.0, 5.0], [1.0, 2.0], [10.0, 5.001]])
     group = torch.tensor([0, 1, 0, 1])
 
-    found = centre_in_groups(gains, group, floor=0.1)
+    found = centre_in_groups(gains, group, floor=0.1, typical=0.25)
 
-    expected = [[1.0, -1.0], [0.0, -0.005], [-1.0, 1.0], [0.0, 0.005]]
+    big, small = 1 / (0.25 * 1.0) ** 0.5, 0.0005 / (0.25 * 0.1) ** 0.5
+    expected = [[big, -big], [0.0, -small], [-big, big], [0.0, small]]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-4)
 
 

@@ -102,22 +102,28 @@ def advantages(values: Tensor, returns: Tensor, mask: Tensor, lam: float) -> Ten
     return out
 
 
-def centre_in_groups(gains: Tensor, group: Tensor, floor: float = 0.02) -> Tensor:
-    """Take the group's mean at each decision off the advantages, and divide by its deviation.
+def centre_in_groups(
+    gains: Tensor, group: Tensor, floor: float = 0.02, typical: float = 0.04
+) -> Tensor:
+    """Take the group's mean at each decision off the advantages, and even out their scales.
 
-    What the critic misjudges about a task is the same for all runs of a group and falls out.
+    What the critic misjudges about a task is the same for all runs of a group and falls out. Each
+    group is divided by the root of its deviation: it counts for more where schedules matter more,
+    but not for so much that all is learned from a few tasks.
 
     Args:
         gains: Advantages, ``(r, t)``, 0 behind the end of a run; a group's runs are equally long.
         group: The group of each run, ``(r,)``.
         floor: Least deviation, so that groups without differences stay small.
+        typical: Deviation that becomes 1.
     """
     out = torch.empty_like(gains)
     for number in group.unique():
         rows = gains[group == number]
         real = (rows != 0).any(0)
         rows = rows - rows.mean(0)
-        out[group == number] = rows / rows[:, real].square().mean().sqrt().clamp_min(floor)
+        deviation = rows[:, real].square().mean().sqrt().clamp_min(floor)
+        out[group == number] = rows / (typical * deviation).sqrt()
     return out
 
 
