@@ -16,6 +16,7 @@ from lrenv.errors import InputError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
+from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
@@ -174,6 +175,7 @@ def test_what_was_compared_is_not_run_again(
         PolicyPart(policy, (0.1,)),
         PolicyPart(policy, (0.1, 0.01), layerwise=True),
         PolicyPart(policy, (0.1, 0.01), rollback=True),
+        PolicyPart(policy, (0.1, 0.01), validate=True),
         ExpertsPart(0.3),
         PeerPart("plateau", 0.3),
         PeerPart("plateau", tuned=True),
@@ -181,6 +183,21 @@ def test_what_was_compared_is_not_run_again(
     ):
         with pytest.raises(AssertionError, match="trained again"):
             compare_all(jobs, [part], tmp_path)
+
+
+def test_a_policy_is_told_the_validation_losses_that_are_measured(
+    policy: FrozenPolicy, tiny_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    def report(_: LearnedLR, loss: object = None, val_loss: float | None = None) -> None:
+        told.extend([] if val_loss is None else [val_loss])
+
+    monkeypatch.setattr(LearnedLR, "step", report)
+    search = search_experts(tiny_task)
+    for validate in (False, True):
+        record, _ = PolicyPart(policy, validate=validate).run(tiny_task, "tiny", search)
+        assert told == (record.val_curve if validate else [])
 
 
 def test_an_expert_is_taken_over_from_another_seed(tiny_task: Task) -> None:
@@ -298,7 +315,8 @@ def test_the_area_of_the_profile_by_hand() -> None:
 def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) -> None:
     search = search_experts(tiny_task)
     parts = [PolicyPart(policy, (0.1,)), ExpertsPart()]
-    parts += [PolicyPart(policy, layerwise=True), PolicyPart(policy, rollback=True)]
+    extras = ("layerwise", "rollback", "validate")
+    parts += [PolicyPart(policy, **{extra: True}) for extra in extras]
     parts += [PeerPart(name, tuned=True) for name in PEERS]
     found = [row for part in parts for row in part.run(tiny_task, "tiny", search)]
     rows = {row.method: row for row in found}
@@ -306,7 +324,8 @@ def test_all_methods_train_on_one_task(policy: FrozenPolicy, tiny_task: Task) ->
     matched = "LR-matched constant: random"
     assert set(rows) >= {"learned: random", matched, "linear", "wsd", "constant", "tuned expert"}
     assert len(rows) == len(found)
-    assert set(rows) >= {"learned: random, with LC", "learned: random, rollback"}
+    told = {f"learned: random, {extra}" for extra in ("with LC", "rollback", "validation")}
+    assert set(rows) >= told
     assert rows["tuned expert"].ratio == pytest.approx(1.0, rel=1e-4)
     assert rows["tuned expert"].time_to_tuned <= 1.0
     assert rows["tuned expert"].steps_to_tuned == 40 * rows["tuned expert"].time_to_tuned

@@ -57,24 +57,30 @@ class PolicyPart:
         hints: LRs that its optimizers are made with.
         layerwise: Multiply its LR by LC's multipliers.
         rollback: Let it take a run back to its last good weights.
+        validate: Tell it the validation loss, ``VALIDATIONS`` times a run, which is timed.
     """
 
     policy: FrozenPolicy
     hints: tuple[float, ...] = (1e-3,)
     layerwise: bool = False
     rollback: bool = False
+    validate: bool = False
 
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
         own = [self.policy.card["sha256"], self.hints]
-        extras = [name for name in ("layerwise", "rollback") if getattr(self, name)]
+        extras = [name for name in ("layerwise", "rollback", "validate") if getattr(self, name)]
         return ["policy", self.policy.name, *own, *extras]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         records, mean_lr = [], 0.0
-        extras = {"with LC": self.layerwise, "rollback": self.rollback}
+        extras = {
+            "with LC": self.layerwise,
+            "rollback": self.rollback,
+            "validation": self.validate,
+        }
         called = ", ".join([self.policy.name, *(name for name, on in extras.items() if on)])
         for hint in self.hints:
             trainee = build_trainee(task)
@@ -85,7 +91,7 @@ class PolicyPart:
                 trainee, self.policy, self.rollback, "lc" if self.layerwise else None
             )
             setup = time.perf_counter() - began
-            run = _train(trainee, scheduler.step)
+            run = _train(trainee, scheduler.step, validate=self.validate)
             labels = (name, f"learned: {called}", f"hint {hint:g}", task.seed)
             records.append(_record(labels, search.reference, trainee, run, setup))
             # Hints make no difference to a policy that ignores them: one constant a policy.
@@ -220,13 +226,15 @@ class _Run:
 
 def _train(
     trainee: SingleTrainee,
-    after_step: Callable[[Tensor], None],
+    after_step: Callable[..., None],
     watch: bool = True,
     goes_on: bool = True,
+    validate: bool = False,
 ) -> _Run:
     """Train to the end, or, unless it goes on, to the first loss that is not finite.
 
-    The time does not count the validations of ours.
+    Where asked to validate, what comes after the step is told validation losses. The time counts
+    these alone, not those of ours.
     """
     total = trainee.total_steps
     watched = _watched(total) if watch else []
@@ -242,7 +250,8 @@ def _train(
         trainee.optimizer.step()
         # Behind the step, where peers know the LR they took, and before schedulers change it.
         rates.append(effective_lr(trainee.optimizer))
-        after_step(loss)
+        told = validate and step in watched
+        after_step(loss, **({"val_loss": float(trainee.evaluate("val")[0])} if told else {}))
         seconds += time.perf_counter() - began
         losses.append(loss)
         if step in watched:

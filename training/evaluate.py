@@ -133,6 +133,7 @@ def compared_parts(settings: EvaluateSettings) -> list[Part]:
         *(PolicyPart(policy, settings.hints) for policy in policies),
         *(PolicyPart(p, settings.hints, rollback=True) for p in policies if settings.rollback),
         *(PolicyPart(p, settings.hints, layerwise=True) for p in policies if settings.layerwise),
+        *(PolicyPart(p, settings.hints, validate=True) for p in policies if settings.validate),
         ExpertsPart(settings.peak),
         OtherSeedPart(),
         *(PeerPart(name, settings.peak, settings.tune_peers) for name in peers),

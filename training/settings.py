@@ -166,6 +166,8 @@ class EvaluateSettings:
     """Run each policy with a way back to the last good weights too."""
     layerwise: bool = False
     """Run each policy with LC's multipliers on its LR too."""
+    validate: bool = False
+    """Run each policy told the validation loss at 20 steps of a run too."""
     peers: tuple[str, ...] = ()
     """Other people's methods to compare with, by name, or all; they need lrenv[peers]."""
     tune_peers: bool = False
