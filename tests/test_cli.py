@@ -108,10 +108,14 @@ def test_output_that_cannot_be_written(
     )
 
 
-def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> None:
+def test_finetune_writes_model_log_and_metrics(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     argv = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
-    main([*argv, "--total-steps", "40", "--output", str(out)])
+    argv += ["--total-steps", "40", "--output", str(out)]
+    main(argv)
+    assert "Trained already" not in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["method"] == "random policy"
     assert 0.0 <= metrics["test_accuracy"] <= 1.0
@@ -120,6 +124,10 @@ def test_finetune_writes_model_log_and_metrics(policy: str, tmp_path: Path) -> N
     assert set(decisions[0]["features"]) == set(FEATURES)
     assert decisions[0]["features"]["epochs_known"] == 1
     assert (out / "model.safetensors").stat().st_size > 4 * 48 * 48
+    (out / "metrics.json").unlink()
+    main(argv)
+    assert "Trained already" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
 @pytest.fixture
