@@ -91,7 +91,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         optimizer: str | OptimizerSpec = "adam",
     ) -> None:
         if isinstance(trainee, str):
-            spec = OptimizerSpec(optimizer) if isinstance(optimizer, str) else optimizer
+            spec = OptimizerSpec.usual(optimizer) if isinstance(optimizer, str) else optimizer
             trainee = build_task(trainee, total_steps, spec)
         self._task = trainee
         self._preset = preset

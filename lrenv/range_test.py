@@ -113,8 +113,8 @@ def range_test(
         mode: ``"grid"``: a short run at each of several fixed LRs, all from the same start and on
             the same batches; ``"sweep"``: one run whose LR rises exponentially, which costs less
             and says less.
-        steps: Optimizer steps of the sweep, or of each run of the grid; 50, or 100 with validation,
-            if None.
+        steps: Optimizer steps of the sweep, or of each run of the grid; if None, 100, and 50 in a
+            grid without validation.
         points: LRs of the grid.
         accumulate: Batches an optimizer step.
         precision: Autocast to that type; float16 scales the gradients too.
@@ -129,7 +129,8 @@ def range_test(
     if validation is not None and mode == "sweep":
         raise InputError("Expected validation with the mode grid alone, got sweep; leave it out.")
     if steps is None:
-        steps = GRID_STEPS if validation is None else VALIDATED_STEPS
+        short = mode == "grid" and validation is None
+        steps = GRID_STEPS if short else VALIDATED_STEPS
     _check(low, high, steps, points, accumulate)
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]

@@ -65,7 +65,7 @@ class Rollback:
         if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
             raise InputError(
                 "Expected the model whose parameters the optimizer has as rollback, got a "
-                f"{type(model).__name__} that lacks some."
+                f"{type(model).__name__} that lacks some; pass rollback=model."
             )
         self._model, self._optimizer = model, optimizer
         self.reset()

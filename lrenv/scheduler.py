@@ -326,7 +326,8 @@ class LearnedLR(LRScheduler):
             if not self._overrun:
                 warnings.warn(
                     f"Expected {controller.plan.total_steps} optimizer steps, got more; the LR "
-                    "stays where it is. Pass the length of the whole run as total_steps.",
+                    "stays where it is. Pass the length of the whole run as total_steps, or change "
+                    "it by set_total_steps().",
                     stacklevel=3,
                 )
             self._overrun = True

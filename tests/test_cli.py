@@ -76,7 +76,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ([*LLM, "--max-length", "3"], "within 3 tokens, got none of"),
         ([*LLM, "--max-length", "1"], "max_length of at least 2"),
         ([*LLM, "--model", "gpt"], "Expected smollm2-135m, tiny-llama, a folder"),
-        (["evaluate", "--seeds", "0"], "at least one seed, optimizer and policy, got 0"),
+        (["evaluate", "--seeds", "0"], "at least one seed, got 0; raise it"),
         (["evaluate", "--bad-option", "1"], "--bad-option"),
         (["evaluate", "--seeds", "many"], "many"),
         (["train", "classic", "--expert", "step"], "step"),
@@ -96,6 +96,17 @@ def test_bad_input_is_one_line_and_exit_2(
     if argv[:1] == ["evaluate"]:
         argv = [*argv, "--policies", policy, "--output", str(tmp_path / "out")]
     assert text in fails(capsys, *argv)
+
+
+def test_a_command_without_its_packages_names_the_extra() -> None:
+    code = "import sys; sys.modules['optuna'] = None; from lrenv.training import cli; "
+    argv = [sys.executable, "-c", code + "cli.main(['tune'])"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "lrenv: Expected the package optuna, got no such module; install it: pip install "
+        '"lrenv[ray]".\n'
+    )
 
 
 def test_output_that_cannot_be_written(

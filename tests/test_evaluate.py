@@ -249,9 +249,19 @@ def test_a_peer_without_its_package_is_refused_at_once(monkeypatch: pytest.Monke
         compared_parts(EvaluateSettings(peers=("prodigy",)))
 
 
-@pytest.mark.parametrize("change", [{"hints": ()}, {"hints": (0.1, 0.0)}, {"peak": -1.0}])
-def test_rates_that_are_not_positive_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="positive hints and a positive peak, got"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hints": ()}, "Expected some hints, got none; name one"),
+        ({"policies": ()}, "Expected some policies, got none; name one"),
+        ({"hints": (0.1, 0.0)}, "Expected positive hints, got 0.0; name another LR"),
+        ({"peak": -1.0}, "Expected a positive peak, got -1.0; name another LR"),
+    ],
+)
+def test_settings_that_make_no_comparison_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
         evaluate.evaluate(EvaluateSettings(output=tmp_path, **change))
 
 

@@ -97,7 +97,7 @@ def read_pairs(path: Path) -> list[Pair]:
         # Not splitlines, which would break a line at U+2028, legal within JSON.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise InputError(f"Expected a JSONL file at {path}, got: {error}; mend it.") from None
+        raise InputError(f"Expected a JSONL file at {path}, got: {error}; name another.") from None
     found = [(number, _pair(line)) for number, line in enumerate(lines, 1) if line.strip()]
     faults = [(number, fault) for number, fault in found if isinstance(fault, str)]
     if faults:

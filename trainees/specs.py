@@ -55,6 +55,11 @@ class OptimizerSpec:
                 f"Expected an optimizer among {', '.join(OPTIMIZERS)}; got {self.name!r}."
             )
 
+    @classmethod
+    def usual(cls, name: str) -> OptimizerSpec:
+        """Make it as torch does by default, SGD and RMSprop with a momentum of 0.9."""
+        return cls(name, weight_decay=0.01 if name == "adamw" else 0.0)
+
     def build(self, params: Any, lr: float = 1e-3) -> torch.optim.Optimizer:
         """Make the torch optimizer, at an LR that whoever drives the trainee replaces."""
         kwargs: dict[str, Any] = {"weight_decay": self.weight_decay, "lr": lr}
@@ -98,8 +103,9 @@ class RunSpec(ABC):
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "total_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"Expected {name} of at least 1, got {value}; raise it.")
         if getattr(self, "activation", "relu") not in ACTIVATIONS:
             raise InputError(
                 f"Expected an activation among {', '.join(ACTIVATIONS)}; got {self.activation!r}."  # type: ignore[attr-defined]

@@ -113,6 +113,9 @@ _RUNNERS: dict[type, tuple[str, str]] = {
     PoliciesSettings: ("lrenv.training.policies_list", "list_policies"),
 }
 
+_EXTRAS = {"ray": "ray", "optuna": "ray"}
+"""Packages that some commands cannot do without, and the extra that brings them."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits 2 for bad input and 1 for a failed run, with one line on stderr."""
@@ -126,6 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         getattr(import_module(module), function)(settings)
     except InputError as error:
         _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        cure = f'pip install "lrenv[{_EXTRAS[package]}]"'
+        _fail(f"Expected the package {package}, got no such module; install it: {cure}.", 2)
     except (LrenvError, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:

@@ -54,17 +54,15 @@ def evaluate(settings: EvaluateSettings, further: Sequence[Part] = ()) -> Path:
     Raises:
         InputError: A setting cannot be used, or the folder cannot be written.
     """
-    if settings.seeds < 1 or not settings.optimizers or not settings.policies:
-        raise InputError(
-            "Expected at least one seed, optimizer and policy, got "
-            f"{settings.seeds}, {settings.optimizers} and {settings.policies}; name some."
-        )
-    rates = [*settings.hints, 1.0 if settings.peak is None else settings.peak]
-    if not settings.hints or min(rates) <= 0:
-        raise InputError(
-            f"Expected positive hints and a positive peak, got {settings.hints} and "
-            f"{settings.peak}; name some."
-        )
+    if settings.seeds < 1:
+        raise InputError(f"Expected at least one seed, got {settings.seeds}; raise it.")
+    for name in ("optimizers", "policies", "hints"):
+        if not getattr(settings, name):
+            raise InputError(f"Expected some {name}, got none; name one.")
+    for name, rates in (("positive hints", settings.hints), ("a positive peak", (settings.peak,))):
+        for rate in rates:
+            if rate is not None and rate <= 0:
+                raise InputError(f"Expected {name}, got {rate}; name another LR.")
     jobs = [
         (name, replace(task, seed=seed))
         for name, task in evaluated_tasks(settings).items()
@@ -87,7 +85,7 @@ def evaluated_tasks(settings: EvaluateSettings) -> dict[str, Task]:
     if settings.suite == "trainee":
         return {
             f"{settings.trainee}, {name}": build_task(
-                settings.trainee, settings.total_steps, OptimizerSpec(name)
+                settings.trainee, settings.total_steps, OptimizerSpec.usual(name)
             )
             for name in settings.optimizers
         }

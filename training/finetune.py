@@ -174,7 +174,7 @@ def _device(name: str | None) -> torch.device:
 
 def finetune_task(settings: FinetuneSettings) -> Task:
     """The task that the settings describe."""
-    optimizer = OptimizerSpec(settings.optimizer)
+    optimizer = OptimizerSpec.usual(settings.optimizer)
     task = build_task(settings.trainee, settings.total_steps, optimizer, settings.seed)
     llm, spec = settings.llm, task.spec
     if not isinstance(spec, LoRASpec):

@@ -35,7 +35,7 @@ def run_range_test(settings: RangeTestSettings) -> Path:
         InputError: A setting cannot be used, or no LR trains the trainee.
     """
     folder = make_folder(settings.output)
-    optimizer = OptimizerSpec(settings.optimizer)
+    optimizer = OptimizerSpec.usual(settings.optimizer)
     trainee = build_trainee(build_task(settings.trainee, VALIDATED_STEPS, optimizer))
     found = range_test_of(
         trainee,

@@ -58,8 +58,8 @@ class GeneralistSettings:
     group: int = 8
     """Rollouts of one and the same task."""
     rounds: int = 1
-    """Rounds of cloning; each adds rollouts of the policy to the demonstrations. None with a start
-    leaves it to PPO as it is."""
+    """Rounds of cloning; each adds rollouts of the policy to the demonstrations. 0, which needs a
+    start, leaves that to PPO as it is."""
     clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
     last_clone_steps: int = 1000
@@ -167,7 +167,7 @@ class EvaluateSettings:
     layerwise: bool = False
     """Run each policy with LC's multipliers on its LR too."""
     validate: bool = False
-    """Run each policy told the validation loss at 20 steps of a run too."""
+    """Run each policy once more, told the validation loss 20 times a run."""
     peers: tuple[str, ...] = ()
     """Other people's methods to compare with, by name, or all; they need lrenv[peers]."""
     tune_peers: bool = False
@@ -175,7 +175,7 @@ class EvaluateSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizers: tuple[str, ...] = ("adam", "sgd")
-    """Optimizers of the trainee: sgd or rmsprop (momentum 0.9), adam, adamw."""
+    """Optimizers of the trainee: sgd or rmsprop (momentum 0.9), adam, adamw (weight decay 0.01)."""
     total_steps: int = 600
     """Length of a run in optimizer steps."""
     seeds: int = 3
@@ -248,7 +248,7 @@ class RangeTestSettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizer: str = "adam"
-    """Optimizer: sgd or rmsprop (momentum 0.9), adam or adamw."""
+    """Optimizer: sgd or rmsprop (momentum 0.9), adam, or adamw (weight decay 0.01)."""
     mode: Literal["sweep", "grid"] = "grid"
     """One run whose LR rises, or a short run at each of several LRs: dearer, and closer."""
     low: float = 1e-6
@@ -256,7 +256,7 @@ class RangeTestSettings:
     high: float = 10.0
     """Highest LR."""
     steps: int | None = None
-    """Optimizer steps of the sweep, or of each run of the grid; None for 50 and 100."""
+    """Optimizer steps of the sweep, or of each run of the grid; None for 100."""
     points: int = 15
     """LRs of the grid."""
     output: Path = Path("runs/range-test")
@@ -286,7 +286,7 @@ class FinetuneSettings:
     layerwise: Literal["lc"] | None = None
     """Multiply the LR of each tensor by LC's multiplier."""
     optimizer: str = "adamw"
-    """Optimizer: sgd or rmsprop (momentum 0.9), adam or adamw."""
+    """Optimizer: sgd or rmsprop (momentum 0.9), adam, or adamw (weight decay 0.01)."""
     total_steps: int = 1000
     """Length of the run in optimizer steps."""
     seed: int = 0

@@ -83,7 +83,7 @@ def show_trials(settings: DatabaseShowSettings) -> Path:
 def query_policies(settings: DatabaseQuerySettings) -> list[Suggestion]:
     """Print the best policy of each of the tasks nearest to a trainee, and return them."""
     _check_number("n", settings.n)
-    optimizer = OptimizerSpec(settings.optimizer)
+    optimizer = OptimizerSpec.usual(settings.optimizer)
     task = build_task(settings.trainee, settings.total_steps, optimizer)
     with _existing(settings.database) as database:
         found = database.similar(task_features(task), settings.n)

@@ -25,7 +25,7 @@ class TuneSettings:
     """Training function of your own instead, by module:name; it is called with a
     lrenv.training.bench.trial.Trial."""
     optimizer: str = "adam"
-    """Optimizer of the trainee: sgd or rmsprop (momentum 0.9), adam or adamw."""
+    """Optimizer of it: sgd or rmsprop (momentum 0.9), adam, or adamw (weight decay 0.01)."""
     total_steps: int = 600
     """Length of a run in optimizer steps."""
     seed: int = 0
@@ -107,7 +107,7 @@ class DatabaseQuerySettings:
     trainee: str = "mlp-mnist"
     """Trainee, see the README for the names."""
     optimizer: str = "adam"
-    """Optimizer: sgd or rmsprop (momentum 0.9), adam or adamw."""
+    """Optimizer: sgd or rmsprop (momentum 0.9), adam, or adamw (weight decay 0.01)."""
     total_steps: int = 1000
     """Length of the run in optimizer steps."""
     n: int = 5

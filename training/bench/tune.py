@@ -136,7 +136,7 @@ def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
         train = _import_function(settings.function)
         name, key, features, data = settings.function, settings.function, {}, ""
     else:
-        optimizer = OptimizerSpec(settings.optimizer)
+        optimizer = OptimizerSpec.usual(settings.optimizer)
         task = build_task(settings.trainee, settings.total_steps, optimizer)
         train, data = TrainTrainee(task), load_data(task.data).name
         name, key = f"{settings.trainee}, {settings.optimizer}", task.key()
