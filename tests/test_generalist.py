@@ -30,6 +30,7 @@ SETTINGS = GeneralistSettings(
     family="mixed",
     tasks=TASKS,
     held_out=2,
+    selection=3,
     group=2,
     rounds=2,
     clone_steps=6,
@@ -172,13 +173,13 @@ def test_the_export_is_a_policy_with_its_history(runs):
 
     measured = policy.card["ratio_to_tuned_expert"]
     assert set(measured) == {"start", "ppo"}
-    for found in measured.values():
-        assert found["selection_tasks"].keys() == found["fresh_tasks"].keys() == SUMMARY.keys()
-        assert found["selection_tasks"] != found["fresh_tasks"]
+    assert measured["start"].keys() == SUMMARY.keys() < measured["ppo"].keys()
     assert measured["ppo"]["updates"] == UPDATES
-    assert 0 <= measured["ppo"]["selected_update"] <= UPDATES
-    clone, ppo = (measured[stage]["selection_tasks"] for stage in ("start", "ppo"))
-    assert ppo["geometric_mean"] <= clone["geometric_mean"]
+    selected, ratio = (
+        measured["ppo"][name] for name in ("selected_update", "selection_ratio_to_start")
+    )
+    assert selected in (0, 3, 6)
+    assert ratio < 1.0 if selected else ratio == 1.0
     assert measured["ppo"]["hours"] == pytest.approx(
         read_state(killed / "ppo.pt")["spent"] / 3600, abs=1e-3
     )
@@ -199,6 +200,7 @@ def test_other_settings_are_refused(runs):
         {"groups_per_update": 0},
         {"held_out": 0},
         {"held_out": 501},
+        {"selection": 0},
         {"tasks": 0},
         {"group": 0},
         {"rounds": 0},
@@ -207,6 +209,7 @@ def test_other_settings_are_refused(runs):
         "no groups",
         "none held out",
         "too many held out",
+        "none to select on",
         "no tasks",
         "no runs",
         "no cloning and no start",
@@ -234,7 +237,9 @@ def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
     assert max(task.spec.total_steps for task in first + later) <= 300
     other = next(ppo_tasks(replace(settings, seed=1), 0))
     assert other.key() not in {task.key() for task in first + later}
-    with pytest.raises(InputError, match=r"at most 9 steps for PPO, got 1\d\d and more; raise"):
+    with pytest.raises(
+        InputError, match=r"Expected 96 tasks of at most 9 steps to select on, got 0"
+    ):
         train_generalist(replace(settings, longest_run=9))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -23,7 +23,13 @@ from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training.clone import clone, demonstrated_tasks
 from lrenv.training.expert_search import search_all
-from lrenv.training.outcome_ppo import WORST_RETURN, OutcomePPO, evaluate_actor
+from lrenv.training.outcome_ppo import (
+    WORST_RETURN,
+    OutcomePPO,
+    evaluate_actor,
+    final_losses,
+    mean_change,
+)
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import check_settings
@@ -31,6 +37,7 @@ from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
 _PLACE = {"output", "workers", "ray_address"}
+_MEASURING, _SELECTING = HELD_OUT_NUMBERS[:500], HELD_OUT_NUMBERS[500:]
 _FIRST_PPO_TASK = 10**5  # and as many further on for each seed
 
 
@@ -57,10 +64,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
             f"{', '.join(unknown)}."
         )
     actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
-    held_out = [
-        training_task(i, settings.family) for i in HELD_OUT_NUMBERS[: 2 * settings.held_out]
-    ]
-    selection, fresh = held_out[: settings.held_out], held_out[settings.held_out :]
+    held_out = [training_task(i, settings.family) for i in _MEASURING[: settings.held_out]]
     if settings.hours > 0:
         _check_short_tasks(settings)
     with (
@@ -68,15 +72,14 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
         demonstrated = list(demonstrated_tasks(settings).values()) if settings.rounds else []
-        search_all([*demonstrated, *selection, *fresh], workers)
+        search_all([*demonstrated, *held_out], workers)
         clone(folder, actor, settings, writer, workers, start)
-        found = {"start": _measure(actor, selection, fresh, workers)}
+        found: dict[str, Any] = {"start": summary(evaluate_actor(actor, held_out, workers))}
         console.print(f"Start of PPO: {found['start']}")
         save_policy(folder, f"{EXPORT_NAME}-start", actor, _card(settings, start, found))
         if settings.hours > 0:
-            at_start = found["start"]["selection_tasks"]["geometric_mean"]
-            counts = fine_tune(folder, actor, selection, at_start, settings, writer, workers)
-            found["ppo"] = _measure(actor, selection, fresh, workers) | counts
+            counts = fine_tune(folder, actor, settings, writer, workers)
+            found["ppo"] = summary(evaluate_actor(actor, held_out, workers)) | counts
             console.print(f"PPO: {found['ppo']}")
     return save_policy(folder, EXPORT_NAME, actor, _card(settings, start, found))
 
@@ -84,30 +87,38 @@ def train_generalist(settings: GeneralistSettings) -> Path:
 def ppo_tasks(settings: GeneralistSettings, updates: int) -> Iterator[Task]:
     """The tasks that PPO goes on with behind a number of updates; none comes twice."""
     numbers = count(_FIRST_PPO_TASK * (1 + settings.seed))
+    return islice(_short(numbers, settings), updates * settings.groups_per_update, None)
+
+
+def selection_tasks(settings: GeneralistSettings) -> list[Task]:
+    """The tasks that the export is selected on."""
+    return list(islice(_short(_SELECTING, settings), settings.selection))
+
+
+def _short(numbers: Iterable[int], settings: GeneralistSettings) -> Iterator[Task]:
     drawn = (training_task(i, settings.family) for i in numbers)
-    short = (task for task in drawn if task.spec.total_steps <= settings.longest_run)
-    return islice(short, updates * settings.groups_per_update, None)
+    return (task for task in drawn if task.spec.total_steps <= settings.longest_run)
 
 
 def _check_short_tasks(settings: GeneralistSettings) -> None:
-    tasks = (training_task(i, settings.family) for i in HELD_OUT_NUMBERS)
-    shortest = min(task.spec.total_steps for task in tasks)
-    if shortest > settings.longest_run:
+    found = len(selection_tasks(settings))
+    if found < settings.selection:
         raise InputError(
-            f"Expected tasks of at most {settings.longest_run} steps for PPO, got {shortest} and "
-            "more; raise longest_run."
+            f"Expected {settings.selection} tasks of at most {settings.longest_run} steps to "
+            f"select on, got {found}; raise longest_run or lower selection."
         )
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
     least = {"held_out": 1, "group": 2, "groups_per_update": 1, "minibatch": 1, "tasks": 1}
+    least |= {"selection": 1}
     least |= {"rounds": 0 if settings.start else 1}
     for name, bound in least.items():
         if getattr(settings, name) < bound:
             raise InputError(
                 f"Expected {name} of at least {bound}, got {getattr(settings, name)}; raise it."
             )
-    most = len(HELD_OUT_NUMBERS) // 2
+    most = len(_MEASURING)
     if settings.held_out > most:
         raise InputError(f"Expected held_out of at most {most}, got {settings.held_out}; lower it.")
 
@@ -127,29 +138,28 @@ def summary(ratios: Tensor) -> dict[str, float]:
 def fine_tune(
     folder: Path,
     actor: Head,
-    selection: list[Task],
-    at_start: float,
     settings: GeneralistSettings,
     writer: SummaryWriter,
     workers: Workers,
 ) -> dict[str, float]:
     """Fine-tune the clone by PPO within the budget.
 
-    Leaves the actor in place that did best on the selection tasks, where the clone's mean ratio is
-    ``at_start``.
+    Leaves the actor in place that did best on the selection tasks. They are compared with the
+    clone's own runs of them, so that many can be had without searching for experts.
 
     Returns:
         The number of updates, the selected one, and the hours spent.
     """
     ppo = OutcomePPO(actor, settings, writer, workers)
     path, best_path = folder / "ppo.pt", folder / "best.pt"
+    selection = selection_tasks(settings)
     if path.exists():
         state = ppo.load(path)
-        spent, best = float(state["spent"]), float(state["best"])
+        spent, best, before = float(state["spent"]), float(state["best"]), state["before"]
     else:
-        spent, best = 0.0, at_start
+        spent, best, before = 0.0, 0.0, final_losses(actor, selection, workers)
         ppo.save(best_path)
-        ppo.save(path, spent=spent, best=best)
+        ppo.save(path, spent=spent, best=best, before=before)
     tasks = ppo_tasks(settings, ppo.updates)
     with progress_bar() as bar:
         line = bar.add_task(
@@ -160,28 +170,26 @@ def fine_tune(
             sample = list(islice(tasks, settings.groups_per_update))
             gap = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
-                now = summary(evaluate_actor(ppo.average, selection, workers))
-                for name, value in now.items():
-                    writer.add_scalar(f"selection/{name}", value, ppo.updates)
-                console.print(f"Update {ppo.updates}, selection tasks: {now}")
-                if now["geometric_mean"] < best:
-                    best = now["geometric_mean"]
+                change = mean_change(final_losses(ppo.average, selection, workers), before)
+                writer.add_scalar("selection/log_ratio_to_start", change, ppo.updates)
+                console.print(
+                    f"Update {ppo.updates}: losses of selection tasks are {math.exp(change):.4f} "
+                    "of those at the start"
+                )
+                if change < best:
+                    best = change
                     ppo.save(best_path)
             spent += time.monotonic() - began
-            ppo.save(path, spent=spent, best=best)
+            ppo.save(path, spent=spent, best=best, before=before)
             bar.update(line, completed=spent, status=f"update {ppo.updates}, gap {gap:.3f}")
     updates = ppo.updates
     ppo.load(best_path)
     actor.load_state_dict(ppo.average.state_dict())
-    return {"updates": updates, "selected_update": ppo.updates, "hours": round(spent / 3600, 3)}
-
-
-def _measure(
-    actor: Head, selection: list[Task], fresh: list[Task], workers: Workers
-) -> dict[str, Any]:
     return {
-        "selection_tasks": summary(evaluate_actor(actor, selection, workers)),
-        "fresh_tasks": summary(evaluate_actor(actor, fresh, workers)),
+        "updates": updates,
+        "selected_update": ppo.updates,
+        "selection_ratio_to_start": round(math.exp(best), 4),
+        "hours": round(spent / 3600, 3),
     }
 
 

@@ -277,9 +277,24 @@ def evaluate_actor(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PRO
     Returns:
         Two values a task, ``(len(tasks), 2)``; infinite where a run diverged.
     """
-    finals = workers.starmap(_final_losses, [(task,) for task in tasks], actor)
-    pairs = zip(finals, tasks, strict=True)
+    pairs = zip(final_losses(actor, tasks, workers), tasks, strict=True)
     return torch.stack([log_ratios(final, search_experts(task).reference) for final, task in pairs])
+
+
+def final_losses(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PROCESS) -> Tensor:
+    """Final validation losses under an actor, not told any and told them on the way.
+
+    Returns:
+        Two values a task, ``(len(tasks), 2)``.
+    """
+    return torch.stack(list(workers.starmap(_final_losses, [(task,) for task in tasks], actor)))
+
+
+def mean_change(final: Tensor, before: Tensor) -> float:
+    """Mean log ratio of final losses to earlier ones of the same tasks, each at most ±2."""
+    change = log_ratios(final, 1.0) - log_ratios(before, 1.0)
+    # Not a number is diverged as before.
+    return change.nan_to_num(0.0).clamp(WORST_RETURN, -WORST_RETURN).mean().item()
 
 
 def _final_losses(task: Task, actor: Head) -> Tensor:

@@ -52,9 +52,11 @@ class GeneralistSettings:
     """Features that the policy does not read, each by its name or the start of it."""
     tasks: int = 720
     """Tasks whose tuned experts are demonstrated; a tenth of them tells when to stop cloning."""
-    held_out: int = 24
-    """Further tasks that the export is selected on, the same in all runs of a family; as many again
-    measure it."""
+    held_out: int = 48
+    """Further tasks whose tuned experts measure the export, the same in all runs of a family."""
+    selection: int = 96
+    """Further tasks that the export is selected on, by its losses over those at the start of
+    PPO."""
     group: int = 8
     """Rollouts of one and the same task."""
     rounds: int = 1
@@ -82,7 +84,7 @@ class GeneralistSettings:
     updates: int = 100_000
     """PPO updates at most."""
     evaluate_every: int = 8
-    """PPO updates between two evaluations on the held-out tasks."""
+    """PPO updates between two evaluations on the selection tasks."""
     epochs: int = 4
     """Passes over the rollouts of one update."""
     minibatch: int = 256
