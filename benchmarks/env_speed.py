@@ -98,7 +98,7 @@ def main(settings: Settings) -> None:
     rows = []
     for name in settings.trainees:
         for optimizer in settings.optimizers:
-            task = build_task(name, settings.total_steps, OptimizerSpec(optimizer))
+            task = build_task(name, settings.total_steps, OptimizerSpec.usual(optimizer))
             base = {"trainee": name, "optimizer": optimizer, "device": settings.device}
             base["plain"] = plain_loop(task, settings)
             base["subproc"] = subproc(name, optimizer, settings)

@@ -1,4 +1,4 @@
-"""Conditions beyond those a policy was trained in, and the guard: ``python benchmarks/harsh.py``.
+"""Conditions that are rare in training or beyond it, and the guard: ``python benchmarks/harsh.py``.
 
 The suite ``harsh`` as ``lrenv evaluate`` runs it, with and without rollback, and once more with a
 controller that never cuts the LR where losses explode or are not finite.

@@ -112,7 +112,7 @@ def _modes(settings: Settings, optimizer: str) -> list[dict[str, Any]]:
 
 def _default(optimizer: str) -> tuple[float, int]:
     """What a cosine at the usual peak ends with, and the first step behind which it has that."""
-    task = build_task(TRAINEE, STEPS, OptimizerSpec(optimizer))
+    task = build_task(TRAINEE, STEPS, OptimizerSpec.usual(optimizer))
     rates = schedule("cosine", STEPS, usual_peak(task.spec.optimizer))
     watch = range(STEPS // 20, STEPS + 1, STEPS // 20)
     vals = run_schedules(task, [rates], watch=watch).watched[0].tolist()

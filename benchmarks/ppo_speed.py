@@ -71,7 +71,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Measure both, print the table, write the JSON file."""
     torch.set_num_threads(1)
-    task = build_task(_TRAINEE, settings.total_steps, OptimizerSpec(settings.optimizer))
+    task = build_task(_TRAINEE, settings.total_steps, OptimizerSpec.usual(settings.optimizer))
     trained, judged = (
         [replace(task, seed=seed) for seed in range(first, first + settings.seeds)]
         for first in (0, 1000)

@@ -76,10 +76,9 @@ def _row(name: str, task: Task) -> dict[str, Any]:
 
 
 def _tested(task: Task, mode: Any, validate: bool = False) -> Any:
-    steps = 100 if mode == "sweep" else None
     try:
         return range_test_of(
-            build_trainee(task), validate=validate, low=1e-5, high=100.0, mode=mode, steps=steps
+            build_trainee(task), validate=validate, low=1e-5, high=100.0, mode=mode
         )
     except InputError:
         return None

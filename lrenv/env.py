@@ -76,7 +76,8 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
     * ``reward``: name of a reward, or a function from ``RewardContext`` to a float.
     * ``reference``: the tuned expert's validation loss, for the reward ``"outcome"``.
     * ``total_steps``: length of the run in optimizer steps.
-    * ``optimizer``: ``"sgd"``, ``"adam"``, ``"adamw"``, or an ``OptimizerSpec``.
+    * ``optimizer``: ``"sgd"``, ``"adam"``, ``"adamw"`` or ``"rmsprop"``, see
+      ``OptimizerSpec.usual``, or an ``OptimizerSpec``.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012

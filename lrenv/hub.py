@@ -84,6 +84,7 @@ class _Shared(ModelHubMixin, library_name="lrenv", tags=["learning-rate"]):
             "steps_per_epoch=len(loader))\n```\n\n"
             f"Made by `{card.get('made_by', 'unknown')}`, trained on "
             f"{card.get('training_families', 'unknown tasks')}.\n\n"
-            "Final validation loss over the tuned expert's, on tasks of the training family:\n\n"
+            "Final validation loss over the tuned expert's, on tasks of the training family, and "
+            "what training took:\n\n"
             f"```json\n{results}\n```\n"
         )

@@ -33,8 +33,9 @@ ABOVE_VALIDATED = 1.9
 """The same for a grid that is judged by a validation loss, whose runs are longer."""
 
 GRID_STEPS, VALIDATED_STEPS = 50, 100
-"""Optimizer steps of each run of a grid, without and with a validation loss, at which these hold.
-Without one, longer runs suggest worse: they learn few examples by heart."""
+"""Optimizer steps of each run of a grid, without and with a validation loss, at which these hold; a
+sweep has as many as the latter. Without a validation loss, longer runs suggest worse: they learn
+few examples by heart."""
 
 _SMOOTHING = 0.9
 _DIVERGED = 4.0

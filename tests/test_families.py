@@ -12,13 +12,13 @@ import torch
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import held_out_tasks, training_numbers, training_task
+from lrenv.trainees.families import training_numbers, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.trainees.text import CHARACTERS
-from lrenv.trainees.unseen import unseen_tasks
+from lrenv.trainees.unseen import harsh_tasks, held_out_tasks, unseen_tasks
 
 TRAINING = [training_task(i) for i in range(300)]
 HELD_OUT = held_out_tasks()
@@ -181,19 +181,22 @@ def test_broad_tasks_add_many_passes_and_rough_conditions():
     assert not set(balanced) & {training_task(i, "balanced") for i in numbers}
     assert {t.spec.kind for t in repeated} == {"mlp", "convnet", "regressor", "decoder"}
     assert all(60 <= t.data.n_train <= 1500 for t in repeated)
-    passes = [t.spec.total_steps * t.spec.batch_size / t.data.n_train for t in repeated]
+    batches = [min(t.spec.batch_size, t.data.n_train) for t in repeated]
+    passes = [
+        t.spec.total_steps * n / t.data.n_train for t, n in zip(repeated, batches, strict=True)
+    ]
     assert max(passes) > 200
     assert {t.spec.kind for t in rough} == {"mlp", "changing-mlp"}
     for values, low, high in (
         ([t.spec.batch_size for t in rough], 4, 512),
         ([t.spec.init_scale for t in rough], 0.2, 8.0),
-        ([t.spec.label_noise for t in rough], 0.0, 0.6),
+        ([t.spec.label_noise for t in rough if t.spec.label_noise], 0.0, 0.6),
     ):
-        assert low <= min(values) < 0.3 * high
+        assert low <= min(values) < low + 0.02 * high
         assert high >= max(values) > 0.8 * high
     assert len({task.key() for task in tasks}) == 360
     assert all(t.data.size or t.data.projection for t in tasks if "mnist-5k" in t.data.name)
-    assert "digits" not in {t.data.name.removeprefix("renamed-") for t in tasks}
+    assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
     for task in tasks[:30]:
         trainee = build_trainee(task)
         assert trainee.backward().isfinite()
@@ -355,14 +358,15 @@ def test_a_context_is_needed(name):
 def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     tasks = unseen_tasks()
     trained_on = {
-        replace(training_task(i, family).data, n_train=0).name
-        for family in ("general", "adapted")
+        training_task(i, family).data.name.removeprefix("renamed-")
+        for family in ("general", "adapted", "wide", "broad")
         for i in range(200)
     }
 
     assert len(tasks) == len({task.key() for task in tasks.values()}) == 24
     assert len({name.rsplit(" ", 1)[0] for name in tasks}) == 6
-    assert not {task.data.name for task in tasks.values()} & trained_on
+    tested_on = {task.data.name for task in [*tasks.values(), *harsh_tasks().values()]}
+    assert not {name.removeprefix("renamed-") for name in tested_on} & trained_on
     assert tasks == unseen_tasks()
     assert set(unseen_tasks(heavy=True)) - set(tasks) == {
         "ResNet-18 on Fashion-MNIST",

@@ -16,10 +16,16 @@ from safetensors.torch import load_file
 
 from lrenv.errors import InputError
 from lrenv.policies.frozen import load_policy
-from lrenv.trainees.families import training_task
+from lrenv.trainees.families import HELD_OUT_NUMBERS, training_numbers, training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training import clone, generalist
-from lrenv.training.generalist import EXPORT_NAME, ppo_tasks, summary, train_generalist
+from lrenv.training.generalist import (
+    EXPORT_NAME,
+    ppo_tasks,
+    selection_tasks,
+    summary,
+    train_generalist,
+)
 from lrenv.training.outcome_ppo import OutcomePPO
 from lrenv.training.runfolder import read_state
 from lrenv.training.settings import GeneralistSettings
@@ -179,7 +185,7 @@ def test_the_export_is_a_policy_with_its_history(runs):
         measured["ppo"][name] for name in ("selected_update", "selection_ratio_to_start")
     )
     assert selected in (0, 3, 6)
-    assert ratio < 1.0 if selected else ratio == 1.0
+    assert ratio <= 1.0 if selected else ratio == 1.0
     assert measured["ppo"]["hours"] == pytest.approx(
         read_state(killed / "ppo.pt")["spent"] / 3600, abs=1e-3
     )
@@ -201,6 +207,8 @@ def test_other_settings_are_refused(runs):
         {"held_out": 0},
         {"held_out": 501},
         {"selection": 0},
+        {"selection": 501},
+        {"seed": 19},
         {"tasks": 0},
         {"group": 0},
         {"rounds": 0},
@@ -210,6 +218,8 @@ def test_other_settings_are_refused(runs):
         "none held out",
         "too many held out",
         "none to select on",
+        "too many to select on",
+        "a seed whose tasks broad begins with",
         "no tasks",
         "no runs",
         "no cloning and no start",
@@ -241,6 +251,19 @@ def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
         InputError, match=r"Expected 96 tasks of at most 9 steps to select on, got 0"
     ):
         train_generalist(replace(settings, longest_run=9))
+
+
+def test_what_selects_is_short_and_neither_measures_nor_trains(tmp_path):
+    settings = GeneralistSettings(
+        output=tmp_path, family="broad", longest_run=300, selection=40, groups_per_update=8
+    )
+    selecting = selection_tasks(settings)
+    others = [training_task(i, "broad") for i in (*training_numbers(720), *HELD_OUT_NUMBERS[:500])]
+    others += islice(ppo_tasks(settings, 0), 400)
+
+    assert len(selecting) == 40
+    assert max(task.spec.total_steps for task in selecting) <= 300
+    assert not {task.key() for task in selecting} & {task.key() for task in others}
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -225,6 +225,7 @@ def train(*argv: str) -> None:
     small = {
         "tasks": 2,
         "held-out": 1,
+        "selection": 1,
         "group": 2,
         "rounds": 1,
         "last-clone-steps": 3,

@@ -1,14 +1,13 @@
-"""The declared families of training and test tasks, disjoint by their inputs.
+"""The declared families of training tasks.
 
-Training tasks are MLPs on down-sampled or projected MNIST-5k and on random teachers, which classify
-or predict numbers, convolutional networks on down-sampled MNIST-5k, and decoders on characters of
-the Python reference and on Markov chains; none sees an image at full size, Fashion-MNIST, digits or
-a table. Held-out tasks are MLPs on full-size images.
+They are MLPs on down-sampled or projected MNIST-5k, some with its classes renamed midway, and on
+random teachers, which classify or predict numbers, convolutional networks on down-sampled MNIST-5k,
+and decoders on characters of the Python reference and on Markov chains; none sees an image at full
+size, Fashion-MNIST, digits or a table, which :mod:`lrenv.trainees.unseen` tests on.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,9 +18,10 @@ from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.draws import draw_adam, draw_data, draw_optimizer, draw_steps, log_uniform
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.regressor import RegressorSpec
-from lrenv.trainees.specs import OptimizerSpec, RunSpec
+from lrenv.trainees.specs import RunSpec
 from lrenv.trainees.tasks import DataSpec, Task
 
 
@@ -42,29 +42,29 @@ def training_task(index: int, family: str = "varied") -> Task:
 def _varied(index: int) -> Task:
     """Small models in hard conditions: few examples, label noise, odd initial weights."""
     draw = random.Random(f"training-{index}")
-    log_steps = draw.uniform(math.log(100), math.log(1200))
+    steps = round(log_uniform(draw, 100, 1200))
     spec = MLPSpec(
         hidden=(draw.choice((16, 24, 32, 48, 64, 96)),) * draw.choice((1, 1, 2, 2, 3)),
         activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((8, 16, 32, 64, 128)),
-        total_steps=round(math.exp(log_steps)),
+        total_steps=steps,
         label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
-        init_scale=math.exp(draw.uniform(math.log(0.5), math.log(2.0))),
+        init_scale=log_uniform(draw, 0.5, 2.0),
     )
-    return Task(_draw_data(draw), spec, seed=index)
+    return Task(draw_data(draw), spec, seed=index)
 
 
 def _plain(index: int) -> Task:
     """Wider models as most people train them: clean labels, usual initial weights, all data."""
     draw = random.Random(f"plain-{index}")
-    log_steps = draw.uniform(math.log(100), math.log(800))
+    steps = round(log_uniform(draw, 100, 800))
     spec = MLPSpec(
         hidden=(draw.choice((32, 64, 96, 192, 256)),) * draw.choice((1, 1, 2, 2, 3)),
         activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((16, 32, 64)),
-        total_steps=round(math.exp(log_steps)),
+        total_steps=steps,
         label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.2))),
     )
     if draw.random() < 0.3:
@@ -77,7 +77,7 @@ def _plain(index: int) -> Task:
 def _convnet(index: int) -> Task:
     """Convolutional networks with and without batch norm; long runs are of small ones."""
     draw = random.Random(f"convnet-{index}")
-    steps = _draw_steps(draw)
+    steps = draw_steps(draw)
     shapes = (
         ((4, 8), (8, 8), (8, 16)) if steps > _LONG else ((4, 8), (8, 16), (16, 16), (8, 16, 32))
     )
@@ -85,11 +85,11 @@ def _convnet(index: int) -> Task:
         channels=draw.choice(shapes),
         activation=draw.choice(("relu", "relu", "tanh", "gelu")),
         batch_norm=draw.random() < 0.5,
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((8, 16, 32) if steps > _LONG else (16, 32, 64)),
         total_steps=steps,
         label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.3))),
-        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+        init_scale=log_uniform(draw, 0.7, 1.5),
     )
     size, n_train = draw.choice((8, 10, 14)), draw.choice((0, 0, 0, 600, 1500))
     return Task(DataSpec("mnist-5k", size=size, n_train=n_train), spec, seed=index)
@@ -98,15 +98,15 @@ def _convnet(index: int) -> Task:
 def _decoder(index: int) -> Task:
     """Small decoders on characters of text and on Markov chains; long runs are of small ones."""
     draw = random.Random(f"decoder-{index}")
-    steps = _draw_steps(draw)
+    steps = draw_steps(draw)
     spec = DecoderSpec(
         width=draw.choice((16, 32) if steps > _LONG else (16, 32, 48, 64)),
         layers=draw.choice((1, 2) if steps > _LONG else (1, 2, 3)),
         heads=draw.choice((2, 4)),
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((4, 8) if steps > _LONG else (4, 8, 16)),
         total_steps=steps,
-        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+        init_scale=log_uniform(draw, 0.7, 1.5),
     )
     context, seed = draw.choice((8, 16, 24)), draw.randrange(8)
     n_train = draw.choice((0, 0, 1000))
@@ -129,9 +129,9 @@ def _adapted(index: int) -> Task:
         4,
         rank=rank,
         alpha=max(1, rank) * draw.choice((1.0, 2.0, 4.0)),
-        optimizer=_draw_optimizer(draw) if rank == 0 else _draw_adam(draw, "adamw"),
+        optimizer=draw_optimizer(draw) if rank == 0 else draw_adam(draw, "adamw"),
         batch_size=draw.choice((1, 2, 4, 8)),
-        total_steps=round(math.exp(draw.uniform(math.log(60), math.log(1000)))),
+        total_steps=round(log_uniform(draw, 60, 1000)),
         init_scale=draw.choice((1.0, 1.0, 1.0, 2.0)) if rank else 1.0,
     )
     data = DataSpec(
@@ -150,28 +150,28 @@ def _long(index: int) -> Task:
     spec = MLPSpec(
         hidden=(draw.choice((16, 32, 64)),) * draw.choice((1, 2)),
         activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((8, 16, 32)),
-        total_steps=_draw_steps(draw),
+        total_steps=draw_steps(draw),
         label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
         lr_multiplier=10 ** draw.uniform(-1, 1),
     )
-    return Task(_draw_data(draw), spec, seed=index)
+    return Task(draw_data(draw), spec, seed=index)
 
 
 def _regression(index: int) -> Task:
     """MLPs, some with a bottleneck, that predict numbers; some can be predicted without error."""
     draw = random.Random(f"regression-{index}")
     wide = draw.choice((32, 64, 128))
-    optimizer = _draw_optimizer(draw)
+    optimizer = draw_optimizer(draw)
     spec = RegressorSpec(
         hidden=draw.choice(((wide,), (wide, wide), (wide, wide // 4, wide), (wide // 4,))),
         activation=draw.choice(("relu", "tanh", "gelu")),
         optimizer=optimizer,
         batch_size=draw.choice((8, 16, 32, 64)),
-        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(1500)))),
+        total_steps=round(log_uniform(draw, 50, 1500)),
         label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
-        init_scale=math.exp(draw.uniform(math.log(0.7), math.log(1.5))),
+        init_scale=log_uniform(draw, 0.7, 1.5),
         # The mean over many outputs makes gradients small.
         lr_multiplier=10 ** draw.uniform(0, 1.5) if optimizer.name == "sgd" else 1.0,
     )
@@ -194,9 +194,9 @@ def _scarce(index: int) -> Task:
     spec = MLPSpec(
         hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
         activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=_draw_optimizer(draw),
+        optimizer=draw_optimizer(draw),
         batch_size=draw.choice((8, 16, 32)),
-        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(600)))),
+        total_steps=round(log_uniform(draw, 50, 600)),
         label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.2))),
     )
     n_train, seed = draw.choice((100, 200, 400)), draw.randrange(8)
@@ -214,9 +214,9 @@ def _easy(index: int) -> Task:
     draw = random.Random(f"easy-{index}")
     settings: dict[str, Any] = {
         "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
-        "optimizer": _draw_optimizer(draw),
+        "optimizer": draw_optimizer(draw),
         "batch_size": draw.choice((16, 32, 64)),
-        "total_steps": round(math.exp(draw.uniform(math.log(100), math.log(1000)))),
+        "total_steps": round(log_uniform(draw, 100, 1000)),
     }
     spec: RunSpec
     if draw.random() < 0.7:
@@ -237,24 +237,24 @@ def _easy(index: int) -> Task:
 def _brief(index: int) -> Task:
     """Runs of 20 to 100 steps of all models."""
     draw = random.Random(f"brief-{index}")
-    steps = round(math.exp(draw.uniform(math.log(20), math.log(100))))
+    steps = round(log_uniform(draw, 20, 100))
     # Numbers that the other families hardly reach.
     task = draw.choice((_plain, _convnet, _decoder, _adapted, _regression))(10**6 + index)
     return replace(task, spec=replace(task.spec, total_steps=steps))
 
 
 def _repeated(index: int) -> Task:
-    """All models on few examples, up to hundreds of passes; most learn them by heart."""
+    """Few examples, up to hundreds of passes; all models but adapted decoders."""
     draw = random.Random(f"repeated-{index}")
-    optimizer = _draw_optimizer(draw)
+    optimizer = draw_optimizer(draw)
     settings: dict[str, Any] = {
         "optimizer": optimizer,
         "batch_size": draw.choice((8, 16, 32, 64, 128)),
-        "total_steps": round(math.exp(draw.uniform(math.log(100), math.log(1200)))),
+        "total_steps": round(log_uniform(draw, 100, 1200)),
         "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
     }
     activation = draw.choice(("relu", "relu", "tanh", "gelu"))
-    n_train = round(math.exp(draw.uniform(math.log(60), math.log(1500))))
+    n_train = round(log_uniform(draw, 60, 1500))
     seed = draw.randrange(8)
     kind = draw.choice(("mlp", "mlp", "convnet", "convnet", "regressor", "decoder"))
     spec: RunSpec
@@ -292,21 +292,25 @@ def _rough(index: int) -> Task:
     spec = (ChangingMLPSpec if changes else MLPSpec)(
         hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
         activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=_draw_optimizer(draw),
-        batch_size=round(math.exp(draw.uniform(math.log(4), math.log(512)))),
-        total_steps=round(math.exp(draw.uniform(math.log(50), math.log(1200)))),
+        optimizer=draw_optimizer(draw),
+        batch_size=round(log_uniform(draw, 4, 512)),
+        total_steps=round(log_uniform(draw, 50, 1200)),
         label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.6))),
-        init_scale=math.exp(draw.choice((0.0, draw.uniform(math.log(0.2), math.log(8.0))))),
+        init_scale=draw.choice((1.0, log_uniform(draw, 0.2, 8.0))),
     )
     if changes:
         size, seed = draw.choice((7, 10, 14)), draw.randrange(8)
         return Task(DataSpec("renamed-mnist-5k", size=size, seed=seed), spec, seed=index)
-    return Task(_draw_data(draw), spec, seed=index)
+    return Task(draw_data(draw), spec, seed=index)
 
 
 def _further(index: int) -> Task:
-    """Tasks of the balanced family behind those of its own numbers."""
-    return _balanced(2 * 10**6 + index)
+    """Tasks of the balanced family behind those that its own training gets to.
+
+    A policy of that family may so go on with the broad one and be measured on tasks new to it; one
+    that was trained on repeated or rough tasks alone may not.
+    """
+    return _balanced(_FURTHER + index)
 
 
 def _take_turns(*families: Callable[[int], Task]) -> Callable[[int], Task]:
@@ -345,6 +349,8 @@ quarter are plain MLPs, and ``"broad"`` take turns between others."""
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks of each family that no policy trains on; they select and measure."""
 
+_FURTHER = 2 * 10**6
+
 _LONG = 1000
 """Optimizer steps above which models are small, for the sake of the time the experts take."""
 
@@ -353,69 +359,3 @@ def training_numbers(n_tasks: int) -> list[int]:
     """Numbers of the first tasks of a family that are not held out."""
     behind = range(HELD_OUT_NUMBERS.stop, n_tasks + len(HELD_OUT_NUMBERS))
     return [*range(min(n_tasks, HELD_OUT_NUMBERS.start)), *behind]
-
-
-def _draw_steps(draw: random.Random) -> int:
-    return round(math.exp(draw.uniform(math.log(100), math.log(5000))))
-
-
-def _draw_data(draw: random.Random) -> DataSpec:
-    kind = draw.random()
-    n_train = draw.choice((0, 0, 0, 600, 1500))
-    seed = draw.randrange(8)
-    if kind < 0.25:
-        return DataSpec(
-            "teacher",
-            projection=draw.choice((16, 32, 64)),
-            n_classes=draw.choice((2, 4, 10)),
-            n_train=n_train,
-            seed=seed,
-        )
-    if kind < 0.45:
-        size = draw.choice((32, 48, 64))
-        return DataSpec("mnist-5k", projection=size, n_train=n_train, seed=seed)
-    return DataSpec("mnist-5k", size=draw.choice((7, 14, 14)), n_train=n_train)
-
-
-def _draw_optimizer(draw: random.Random) -> OptimizerSpec:
-    name = draw.choice(("sgd", "sgd", "adam", "adam", "adamw"))
-    if name == "sgd":
-        momentum = draw.choice((0.0, 0.8, 0.9, 0.9, 0.95))
-        return OptimizerSpec("sgd", momentum, weight_decay=draw.choice((0.0, 0.0, 1e-4, 5e-4)))
-    return _draw_adam(draw, name)
-
-
-def _draw_adam(draw: random.Random, name: str) -> OptimizerSpec:
-    decay = 0.0 if name == "adam" else 10 ** draw.uniform(-3, -0.5)
-    return OptimizerSpec(name, 0.9, draw.choice((0.95, 0.99, 0.999, 0.999)), decay)
-
-
-def held_out_tasks(data: str = "mnist") -> list[Task]:
-    """The declared test family of MLPs: 24 trainees on full-size images.
-
-    They are drawn by number, so that nobody picks them. Input sizes, widths and batch sizes are
-    outside the training families; depths, optimizer settings and run lengths partly so.
-    """
-    return [_held_out(index, data) for index in range(24)]
-
-
-def _held_out(index: int, data: str) -> Task:
-    draw = random.Random(f"held-out-{index}")
-    depth = draw.choice((1, 1, 2, 2, 3, 4, 5))
-    widths = (80, 112, 128, 160, 224, 288, 320) if depth < 3 else (80, 112, 128, 160)
-    name = draw.choice(("sgd", "sgd", "adam", "adam", "adamw"))
-    if name == "sgd":
-        momentum, decay = draw.choice((0.0, 0.85, 0.9, 0.9)), draw.choice((0.0, 2e-4))
-        optimizer = OptimizerSpec(name, momentum, weight_decay=decay)
-    else:
-        decay = draw.choice((0.01, 0.1)) if name == "adamw" else 0.0
-        optimizer = OptimizerSpec(name, draw.choice((0.85, 0.9)), draw.choice((0.98, 0.999)), decay)
-    spec = MLPSpec(
-        hidden=(draw.choice(widths),) * depth,
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=optimizer,
-        batch_size=draw.choice((20, 24, 40, 50, 80)),
-        total_steps=round(math.exp(draw.uniform(math.log(120), math.log(1000)))),
-        label_noise=draw.choice((0.0, 0.0, 0.0, 0.15)),
-    )
-    return Task(DataSpec(data), spec, seed=0)

@@ -58,7 +58,8 @@ class OptimizerSpec:
     @classmethod
     def usual(cls, name: str) -> OptimizerSpec:
         """Make it as torch does by default, SGD and RMSprop with a momentum of 0.9."""
-        return cls(name, weight_decay=0.01 if name == "adamw" else 0.0)
+        beta2, decay = 0.99 if name == "rmsprop" else 0.999, 0.01 if name == "adamw" else 0.0
+        return cls(name, beta2=beta2, weight_decay=decay)
 
     def build(self, params: Any, lr: float = 1e-3) -> torch.optim.Optimizer:
         """Make the torch optimizer, at an LR that whoever drives the trainee replaces."""

@@ -123,9 +123,9 @@ def load_data(spec: DataSpec) -> Dataset:
         images = load_dataset("mnist-5k")
         images = downsample(images, spec.size) if spec.size else images
         data = halves(images) if spec.name == "halves" else codes(images, spec.n_classes, spec.seed)
-    elif spec.name.startswith(_RENAMED):
-        once = _of_a_loaded_set(replace(spec, name=spec.name.removeprefix(_RENAMED)))
-        data = renamed_behind(once, spec.seed)
+    elif spec.name.startswith(_RENAMED) and not spec.tokenizer:
+        once = load_data(replace(spec, name=spec.name.removeprefix(_RENAMED)))
+        return renamed_behind(once, spec.seed)
     elif spec.name == "markov":
         data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:

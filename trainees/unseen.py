@@ -1,11 +1,11 @@
-"""The declared test tasks beyond MLPs on digits: data and models that no policy is trained on.
+"""The declared test tasks: data and models that no policy is trained on.
 
-No policy's training, selection or settings may look at them.
+No policy's training, selection or settings may look at them. The conditions of harsh tasks, but for
+their 50,000 steps, are among those of the training family ``"rough"``, on other data.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +15,7 @@ from lrenv.trainees.autoencoder import AutoencoderSpec
 from lrenv.trainees.changing import ChangingMLPSpec
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
+from lrenv.trainees.draws import log_uniform
 from lrenv.trainees.lora import LoRASpec
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.resnet import ResNet18Spec
@@ -40,11 +41,7 @@ def unseen_tasks(heavy: bool = False) -> dict[str, Task]:
 
 
 def harsh_tasks() -> dict[str, Task]:
-    """Conditions that are rare in training or beyond it, one at a time, on digits, two optimizers.
-
-    MLPs of the training families have batches of 8 to 128, 20 to 5,000 steps, up to 30 % label
-    noise, initial weights of half to twice the usual size, and data that stays.
-    """
+    """Conditions that are rare in training or beyond it, one at a time, on digits."""
     changes: dict[str, dict[str, Any]] = {
         "batches of 4": {"batch_size": 4},
         "batches of 512": {"batch_size": 512},
@@ -63,6 +60,37 @@ def harsh_tasks() -> dict[str, Task]:
         changing = ChangingMLPSpec((64, 64), optimizer=optimizer, batch_size=32, total_steps=400)
         tasks[f"classes renamed midway, {name}"] = Task(DataSpec("renamed-digits"), changing, 0)
     return tasks
+
+
+def held_out_tasks(data: str = "mnist") -> list[Task]:
+    """The declared test family of MLPs: 24 trainees on full-size images.
+
+    They are drawn by number, so that nobody picks them. Input sizes and widths are outside the
+    training families; depths, optimizer settings and run lengths partly so.
+    """
+    return [_full_size_mlp(index, data) for index in range(24)]
+
+
+def _full_size_mlp(index: int, data: str) -> Task:
+    draw = random.Random(f"held-out-{index}")
+    depth = draw.choice((1, 1, 2, 2, 3, 4, 5))
+    widths = (80, 112, 128, 160, 224, 288, 320) if depth < 3 else (80, 112, 128, 160)
+    name = draw.choice(("sgd", "sgd", "adam", "adam", "adamw"))
+    if name == "sgd":
+        momentum, decay = draw.choice((0.0, 0.85, 0.9, 0.9)), draw.choice((0.0, 2e-4))
+        optimizer = OptimizerSpec(name, momentum, weight_decay=decay)
+    else:
+        decay = draw.choice((0.01, 0.1)) if name == "adamw" else 0.0
+        optimizer = OptimizerSpec(name, draw.choice((0.85, 0.9)), draw.choice((0.98, 0.999)), decay)
+    spec = MLPSpec(
+        hidden=(draw.choice(widths),) * depth,
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        optimizer=optimizer,
+        batch_size=draw.choice((20, 24, 40, 50, 80)),
+        total_steps=round(log_uniform(draw, 120, 1000)),
+        label_noise=draw.choice((0.0, 0.0, 0.0, 0.15)),
+    )
+    return Task(DataSpec(data), spec, seed=0)
 
 
 def _heavy_tasks() -> dict[str, Task]:
@@ -146,7 +174,7 @@ def _optimizer(draw: random.Random) -> OptimizerSpec:
 
 
 def _steps(draw: random.Random, least: int, most: int) -> int:
-    return round(math.exp(draw.uniform(math.log(least), math.log(most))))
+    return round(log_uniform(draw, least, most))
 
 
 _FAMILIES: dict[str, Callable[[random.Random], Task]] = {

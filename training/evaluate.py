@@ -22,11 +22,10 @@ import lrenv
 from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.policies.frozen import load_policy
-from lrenv.trainees.families import held_out_tasks
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
-from lrenv.trainees.unseen import harsh_tasks, unseen_tasks
+from lrenv.trainees.unseen import harsh_tasks, held_out_tasks, unseen_tasks
 from lrenv.training.compare import ExpertsPart, OtherSeedPart, Part, PeerPart, PolicyPart
 from lrenv.training.expert_search import SearchResult, check_data, search_all
 from lrenv.training.parallel import IN_PROCESS, Workers

@@ -28,7 +28,7 @@ from lrenv.training.outcome_ppo import (
     OutcomePPO,
     evaluate_actor,
     final_losses,
-    mean_change,
+    mean_log_ratio,
 )
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, progress_bar
@@ -39,6 +39,7 @@ EXPORT_NAME = "default"
 _PLACE = {"output", "workers", "ray_address"}
 _MEASURING, _SELECTING = HELD_OUT_NUMBERS[:500], HELD_OUT_NUMBERS[500:]
 _FIRST_PPO_TASK = 10**5  # and as many further on for each seed
+_LAST_SEED = 18  # whose tasks end where the family "broad" begins
 
 
 def train_generalist(settings: GeneralistSettings) -> Path:
@@ -110,17 +111,20 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"held_out": 1, "group": 2, "groups_per_update": 1, "minibatch": 1, "tasks": 1}
-    least |= {"selection": 1}
+    least = {"held_out": 1, "selection": 1, "tasks": 1}
+    least |= {"group": 2, "groups_per_update": 1, "minibatch": 1}
     least |= {"rounds": 0 if settings.start else 1}
     for name, bound in least.items():
         if getattr(settings, name) < bound:
             raise InputError(
                 f"Expected {name} of at least {bound}, got {getattr(settings, name)}; raise it."
             )
-    most = len(_MEASURING)
-    if settings.held_out > most:
-        raise InputError(f"Expected held_out of at most {most}, got {settings.held_out}; lower it.")
+    most = {"held_out": len(_MEASURING), "selection": len(_SELECTING), "seed": _LAST_SEED}
+    for name, bound in most.items():
+        if getattr(settings, name) > bound:
+            raise InputError(
+                f"Expected {name} of at most {bound}, got {getattr(settings, name)}; lower it."
+            )
 
 
 def summary(ratios: Tensor) -> dict[str, float]:
@@ -148,7 +152,8 @@ def fine_tune(
     clone's own runs of them, so that many can be had without searching for experts.
 
     Returns:
-        The number of updates, the selected one, and the hours spent.
+        The number of updates, the selected one, its losses on the selection tasks over those at the
+        start, and the hours spent.
     """
     ppo = OutcomePPO(actor, settings, writer, workers)
     path, best_path = folder / "ppo.pt", folder / "best.pt"
@@ -158,7 +163,7 @@ def fine_tune(
         spent, best, before = float(state["spent"]), float(state["best"]), state["before"]
     else:
         spent, best, before = 0.0, 0.0, final_losses(actor, selection, workers)
-        ppo.save(best_path)
+        ppo.save(best_path, change=best)
         ppo.save(path, spent=spent, best=best, before=before)
     tasks = ppo_tasks(settings, ppo.updates)
     with progress_bar() as bar:
@@ -170,7 +175,7 @@ def fine_tune(
             sample = list(islice(tasks, settings.groups_per_update))
             gap = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
             if ppo.updates % settings.evaluate_every == 0:
-                change = mean_change(final_losses(ppo.average, selection, workers), before)
+                change = mean_log_ratio(final_losses(ppo.average, selection, workers), before)
                 writer.add_scalar("selection/log_ratio_to_start", change, ppo.updates)
                 console.print(
                     f"Update {ppo.updates}: losses of selection tasks are {math.exp(change):.4f} "
@@ -178,17 +183,17 @@ def fine_tune(
                 )
                 if change < best:
                     best = change
-                    ppo.save(best_path)
+                    ppo.save(best_path, change=best)
             spent += time.monotonic() - began
             ppo.save(path, spent=spent, best=best, before=before)
             bar.update(line, completed=spent, status=f"update {ppo.updates}, gap {gap:.3f}")
     updates = ppo.updates
-    ppo.load(best_path)
+    change = ppo.load(best_path)["change"]
     actor.load_state_dict(ppo.average.state_dict())
     return {
         "updates": updates,
         "selected_update": ppo.updates,
-        "selection_ratio_to_start": round(math.exp(best), 4),
+        "selection_ratio_to_start": round(math.exp(change), 4),
         "hours": round(spent / 3600, 3),
     }
 
