@@ -13,7 +13,7 @@ import tyro
 class GeneralistSettings:
     """Train a general policy: tuned experts, cloning with recovery labels, PPO on the outcome.
 
-    The defaults are the recipe of the shipped policy "default".
+    The defaults are the first step of the shipped policy "default"; its card says what followed.
     """
 
     output: Path = Path("runs/generalist")
