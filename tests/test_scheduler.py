@@ -37,7 +37,7 @@ def test_environment_and_scheduler_agree_bit_for_bit(
         _, _, done, _, info = env.step(action.numpy())
         env_lrs.append(info["lr"])
 
-    task = build_task("mlp-mnist-classic", STEPS, OptimizerSpec(optimizer), seed=5)
+    task = build_task("mlp-mnist-classic", STEPS, OptimizerSpec.usual(optimizer), seed=5)
     trainee = build_trainee(task)
     scheduler = LearnedLR(trainee.optimizer, STEPS, policy, steps_per_epoch=trainee.steps_per_epoch)
     ends = set(scheduler.controller.plan.ends)

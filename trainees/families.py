@@ -324,6 +324,11 @@ _balanced = _take_turns(
     _take_turns(_regression, _scarce, _easy),
     _take_turns(_decoder, _adapted, _long, _brief),
 )
+_broad = _take_turns(_further, _repeated, _rough)
+# Numbers that the balanced family does not reach.
+_demanding = _take_turns(
+    _broad, lambda index: _take_turns(_easy, _convnet, _regression)(_FURTHER + index)
+)
 _general = _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": _varied,
@@ -341,10 +346,12 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "balanced": _balanced,
     "repeated": _repeated,
     "rough": _rough,
-    "broad": _take_turns(_further, _repeated, _rough),
+    "broad": _broad,
+    "demanding": _demanding,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
-quarter are plain MLPs, and ``"broad"`` take turns between others."""
+quarter are plain MLPs, ``"broad"`` and ``"demanding"``, of which half are broad and the others of
+kinds that policies of the broad one do worst on, take turns between others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks of each family that no policy trains on; they select and measure."""

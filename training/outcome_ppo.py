@@ -148,7 +148,15 @@ class OutcomePPO:
         self._clone = copy.deepcopy(actor).requires_grad_(False)
         self.average = copy.deepcopy(actor).requires_grad_(False)
         self.critic = Head("scale-free", actor.n_features)
-        self._actor_opt = torch.optim.AdamW(actor.parameters(), settings.actor_lr, eps=1e-5)
+        # It warms up by itself; Adam's first steps would leave a policy that is nearly right.
+        self._actor_opt = torch.optim.RAdam(
+            actor.parameters(),
+            settings.actor_lr,
+            (0.9, 0.99),
+            eps=1e-5,
+            weight_decay=0.01,
+            decoupled_weight_decay=True,
+        )
         self._critic_opt = torch.optim.AdamW(self.critic.parameters(), settings.critic_lr)
         self.updates = 0
 

@@ -44,6 +44,7 @@ class GeneralistSettings:
         "repeated",
         "rough",
         "broad",
+        "demanding",
     ] = "balanced"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None
