@@ -359,7 +359,7 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     tasks = unseen_tasks()
     trained_on = {
         training_task(i, family).data.name.removeprefix("renamed-")
-        for family in ("general", "adapted", "wide", "broad")
+        for family in ("general", "adapted", "wide", "demanding")
         for i in range(200)
     }
 
@@ -375,6 +375,17 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     for task in tasks.values():
         if task.data.name != "fashion-mnist":  # which a machine may lack
             assert build_trainee(task).backward().isfinite()
+
+
+def test_half_of_the_demanding_tasks_are_broad_and_the_others_new():
+    tasks = [training_task(i, "demanding") for i in range(60)]
+
+    assert tasks[::2] == [training_task(i, "broad") for i in range(30)]
+    assert {t.spec.kind for t in tasks[1::6]} == {"regressor"}
+    assert all(t.data.n_classes < 10 for t in tasks[3::6])
+    assert {t.spec.kind for t in tasks[5::6]} == {"convnet"}
+    known = [training_task(i, f) for f in ("easy", "convnet", "regression") for i in range(2000)]
+    assert not set(tasks[1::2]) & set(known)
 
 
 def test_training_skips_the_tasks_that_are_held_out():

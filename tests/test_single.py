@@ -113,6 +113,18 @@ def test_optimizers_have_the_settings_asked_for(name):
         assert group["betas"] == (0.8, 0.97)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_usual_optimizers_are_torchs_defaults_with_momentum(name: str) -> None:
+    weight = [torch.nn.Parameter(torch.ones(1))]
+    momentum = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}
+    torchs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    torchs |= {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+
+    usual = OptimizerSpec.usual(name).build(weight, lr=1e-3)
+
+    assert usual.defaults == torchs[name](weight, lr=1e-3, **momentum).defaults
+
+
 def test_unknown_optimizers_are_refused():
     with pytest.raises(InputError, match=r"sgd, adam.* adamw, rmsprop; got 'lion'"):
         OptimizerSpec("lion")
