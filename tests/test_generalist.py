@@ -193,6 +193,21 @@ def test_the_export_is_a_policy_with_its_history(runs):
     assert "output" not in policy.card["settings"]
 
 
+def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
+    for module in (clone, generalist):
+        monkeypatch.setattr(module, "training_task", short_task)
+    settings = replace(SETTINGS, rounds=0, updates=3, evaluate_every=1, output=tmp_path)
+
+    card = load_policy(train_generalist(settings)).card
+
+    assert card["settings"]["start"] is None
+    assert card["ratio_to_tuned_expert"]["ppo"]["updates"] == 3
+    assert not (tmp_path / "demonstrations").exists()
+    untrained = read_state(tmp_path / "ppo.pt")["clone"]
+    start = load_policy(tmp_path / "default-start.json").actor.state_dict()
+    assert all(torch.equal(start[name], value) for name, value in untrained.items())
+
+
 def test_other_settings_are_refused(runs):
     killed, _, _ = runs
 
@@ -211,7 +226,7 @@ def test_other_settings_are_refused(runs):
         {"seed": 19},
         {"tasks": 0},
         {"group": 0},
-        {"rounds": 0},
+        {"rounds": -1},
     ],
     ids=[
         "no groups",
@@ -222,7 +237,7 @@ def test_other_settings_are_refused(runs):
         "a seed whose tasks broad begins with",
         "no tasks",
         "no runs",
-        "no cloning and no start",
+        "fewer rounds than none",
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):

@@ -111,9 +111,8 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"held_out": 1, "selection": 1, "tasks": 1}
+    least = {"held_out": 1, "selection": 1, "tasks": 1, "rounds": 0}
     least |= {"group": 2, "groups_per_update": 1, "minibatch": 1}
-    least |= {"rounds": 0 if settings.start else 1}
     for name, bound in least.items():
         if getattr(settings, name) < bound:
             raise InputError(

@@ -61,8 +61,8 @@ class GeneralistSettings:
     group: int = 8
     """Rollouts of one and the same task."""
     rounds: int = 1
-    """Rounds of cloning; each adds rollouts of the policy to the demonstrations. 0, which needs a
-    start, leaves that to PPO as it is."""
+    """Rounds of cloning; each adds rollouts of the policy to the demonstrations. 0 leaves the
+    start, or untrained weights, to PPO as they are."""
     clone_steps: int = 2000
     """Optimizer steps of cloning a round."""
     last_clone_steps: int = 1000
