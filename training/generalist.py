@@ -164,16 +164,16 @@ def fine_tune(
         spent, best, before = 0.0, 0.0, final_losses(actor, selection, workers)
         ppo.save(best_path, change=best)
         ppo.save(path, spent=spent, best=best, before=before)
-    tasks = ppo_tasks(settings, ppo.updates)
+    tasks, budget = ppo_tasks(settings, ppo.updates), settings.hours * 3600
     with progress_bar() as bar:
-        line = bar.add_task(
-            "PPO (seconds)", total=settings.hours * 3600, completed=int(spent), status=""
-        )
-        while spent < settings.hours * 3600 and ppo.updates < settings.updates:
+        line = bar.add_task("PPO (seconds)", total=budget, completed=int(spent), status="")
+        while spent < budget and ppo.updates < settings.updates:
             began = time.monotonic()
             sample = list(islice(tasks, settings.groups_per_update))
-            gap = ppo.update(sample, left=1.0 - spent / (settings.hours * 3600))
-            if ppo.updates % settings.evaluate_every == 0:
+            gap = ppo.update(sample, left=1.0 - spent / budget)
+            used = spent + time.monotonic() - began
+            ended = used >= budget or ppo.updates >= settings.updates
+            if ended or ppo.updates % settings.evaluate_every == 0:
                 change = mean_log_ratio(final_losses(ppo.average, selection, workers), before)
                 writer.add_scalar("selection/log_ratio_to_start", change, ppo.updates)
                 console.print(

@@ -85,7 +85,7 @@ class GeneralistSettings:
     updates: int = 100_000
     """PPO updates at most."""
     evaluate_every: int = 8
-    """PPO updates between two evaluations on the selection tasks."""
+    """PPO updates between two evaluations on the selection tasks; the last is evaluated too."""
     epochs: int = 4
     """Passes over the rollouts of one update."""
     minibatch: int = 256
