@@ -208,6 +208,17 @@ def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
     assert all(torch.equal(start[name], value) for name, value in untrained.items())
 
 
+def test_the_last_state_of_ppo_is_a_candidate_for_the_export(tmp_path, monkeypatch):
+    for module in (clone, generalist):
+        monkeypatch.setattr(module, "training_task", short_task)
+    monkeypatch.setattr(generalist, "mean_log_ratio", lambda *_: -1.0)
+    settings = replace(SETTINGS, rounds=0, updates=2, evaluate_every=3, output=tmp_path)
+
+    card = load_policy(train_generalist(settings)).card
+
+    assert card["ratio_to_tuned_expert"]["ppo"]["selected_update"] == 2
+
+
 def test_other_settings_are_refused(runs):
     killed, _, _ = runs
 
