@@ -15,7 +15,7 @@ from lrenv.classic_observation import CLASSIC_CLIP
 from lrenv.controller import Controller, Preset
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.episode import Episode, Outcome
-from lrenv.observation import CLIP, FEATURES
+from lrenv.observation import BOUNDS, FEATURES
 from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
 from lrenv.trainees.base import Trainee
@@ -156,10 +156,10 @@ def observation_space(preset: Preset, trainee: Trainee) -> gym.Space[Observation
     """The flat space of a preset's observations of one run of a trainee."""
     if preset == "classic":
         layers = group_layers([p.shape[1:] for p in trainee.parameters()])[-1] + 1
-        shape, bound = (WINDOW * (layers + 4),), CLASSIC_CLIP
+        high = np.full(WINDOW * (layers + 4), CLASSIC_CLIP, np.float32)
     else:
-        shape, bound = (MAX_DECISIONS * len(FEATURES),), CLIP
-    space: Any = spaces.Box(-bound, bound, shape, np.float32)
+        high = np.tile(np.array(BOUNDS, np.float32), MAX_DECISIONS)
+    space: Any = spaces.Box(-high, high, dtype=np.float32)
     return cast("gym.Space[Observation]", space)
 
 

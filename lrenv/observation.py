@@ -19,7 +19,7 @@ from lrenv.statistics import StepStats
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
 CLIP = 5.0
-"""Bound of every scale-free feature."""
+"""Bound of every scale-free feature but those of ``BOUNDS``."""
 
 _TINY = 1e-12
 _LOSS_PATCHES = 8
@@ -69,6 +69,9 @@ FEATURES: tuple[str, ...] = (
 )
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
+
+BOUNDS: tuple[float, ...] = tuple(10.0 if name in ("epochs", "epoch") else CLIP for name in FEATURES)
+"""Bound of each feature; passes over the data may be thousands."""
 
 _LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(
     FEATURES.index, ("left", "log_left", "interval_share", "epochs_known", "epochs")
@@ -150,8 +153,9 @@ class ScaleFreeObserver:
         }
         like = self._memo["loss"]
         columns = [torch.as_tensor(rows[name]).to(like).expand_as(like) for name in FEATURES]
-        token = torch.nan_to_num(torch.stack(columns, 1), 0.0, CLIP, -CLIP)
-        self.tokens.append(token.clamp(-CLIP, CLIP))
+        bounds = like.new_tensor(BOUNDS)
+        token = torch.nan_to_num(torch.stack(columns, 1), 0.0, torch.inf, -torch.inf)
+        self.tokens.append(token.clamp(-bounds, bounds))
 
     def padded(self) -> Tensor:
         """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
@@ -179,8 +183,8 @@ class ScaleFreeObserver:
             token[:, _LEFT] = 2 * left - 1
             token[:, _LOG_LEFT] = 1 + torch.log10(left.clamp_min(1e-3))
             if self._per_epoch is not None:
-                epochs = math.log(new_steps / self._per_epoch)
-                token[:, _EPOCHS] = token[:, _EPOCHS_KNOWN] * max(-CLIP, min(epochs, CLIP))
+                epochs, most = math.log(new_steps / self._per_epoch), BOUNDS[_EPOCHS]
+                token[:, _EPOCHS] = token[:, _EPOCHS_KNOWN] * max(-most, min(epochs, most))
             token[:, _SHARE] = (token[:, _SHARE] * ratio * n / kept).clamp_max(CLIP)
 
     def state_dict(self) -> dict[str, Any]:

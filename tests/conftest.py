@@ -15,7 +15,7 @@ from lrenv.trainees.data import Dataset
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task
-from lrenv.trainees.variants import teacher_dataset
+from lrenv.trainees.synthetic import teacher_dataset
 
 settings.register_profile("lrenv", deadline=None)
 settings.load_profile("lrenv")

@@ -359,7 +359,7 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     tasks = unseen_tasks()
     trained_on = {
         training_task(i, family).data.name.removeprefix("renamed-")
-        for family in ("general", "adapted", "wide", "demanding")
+        for family in ("general", "adapted", "wide", "diverse")
         for i in range(200)
     }
 
@@ -377,15 +377,22 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
             assert build_trainee(task).backward().isfinite()
 
 
-def test_half_of_the_demanding_tasks_are_broad_and_the_others_new():
-    tasks = [training_task(i, "demanding") for i in range(60)]
+def test_half_of_the_diverse_tasks_are_broad_and_the_others_on_data_drawn_for_each():
+    tasks = [training_task(i, "diverse") for i in range(120)]
+    pictures, tables, lasting = (tasks[1 + 2 * k :: 6] for k in range(3))
 
-    assert tasks[::2] == [training_task(i, "broad") for i in range(30)]
-    assert {t.spec.kind for t in tasks[1::6]} == {"regressor"}
-    assert all(t.data.n_classes < 10 for t in tasks[3::6])
-    assert {t.spec.kind for t in tasks[5::6]} == {"convnet"}
-    known = [training_task(i, f) for f in ("easy", "convnet", "regression") for i in range(2000)]
-    assert not set(tasks[1::2]) & set(known)
+    assert tasks[::2] == [training_task(i, "broad") for i in range(60)]
+    assert {t.data.name for t in pictures} == {"pictures"}
+    assert {t.spec.kind for t in pictures} == {"mlp", "convnet"}
+    assert {t.data.name for t in tables} == {"clusters"}
+    assert len({t.data.seed for t in pictures + tables}) == 20
+    assert {t.data.name for t in lasting} == {"mnist-5k", "clusters", "pictures"}
+    assert all(1000 <= t.spec.total_steps <= 20_000 for t in lasting)
+    assert max(t.spec.total_steps * t.spec.batch_size / t.data.n_train for t in lasting) > 1000
+    assert len({task.key() for task in tasks}) == 120
+    assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
+    for task in tasks[1:13:2]:
+        assert build_trainee(task).backward().isfinite()
 
 
 def test_training_skips_the_tasks_that_are_held_out():

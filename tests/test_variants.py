@@ -17,7 +17,6 @@ from lrenv.trainees.variants import (
     renamed_behind,
     some_classes,
     standardise,
-    teacher_dataset,
 )
 
 
@@ -104,22 +103,6 @@ def test_standardise_keeps_constant_inputs_finite():
     assert standardise(flat).x_train.abs().max() == 0
 
 
-def test_teacher_is_a_function_of_its_seed():
-    first, again, other = (teacher_dataset(8, 4, 500, seed) for seed in (1, 1, 2))
-
-    assert [len(first.split(name)[1]) for name in ("train", "val", "test")] == [300, 100, 100]
-    assert torch.equal(first.x_train, again.x_train)
-    assert torch.equal(first.y_train, again.y_train)
-    assert not torch.equal(first.y_train, other.y_train)
-    assert first.y_train.bincount(minlength=4).min() > 20
-
-
-@pytest.mark.parametrize("arguments", [(0, 2, 100), (8, 1, 100), (8, 4, 19)])
-def test_teacher_refuses(arguments):
-    with pytest.raises(InputError, match=f"got {arguments[0]}, {arguments[1]} and {arguments[2]}"):
-        teacher_dataset(*arguments, seed=0)
-
-
 @pytest.mark.parametrize(
     ("name", "n_features", "n_classes", "n"), [("breast-cancer", 30, 2, 569), ("wine", 13, 3, 178)]
 )
@@ -131,17 +114,6 @@ def test_tables_have_standardised_columns(name, n_features, n_classes, n):
     torch.testing.assert_close(table.x_train.mean(0), torch.zeros(n_features), atol=1e-5, rtol=0)
     torch.testing.assert_close(table.x_train.std(0), torch.ones(n_features))
     assert table.x_val.mean(0).abs().max() > 1e-3
-
-
-def test_a_teacher_can_give_its_outputs():
-    numbers, classes = (teacher_dataset(8, 4, 500, 0, numbers=n) for n in (True, False))
-
-    assert numbers.y_train.shape == (300, 4)
-    assert torch.equal(numbers.y_train.argmax(1), classes.y_train)
-    assert torch.equal(numbers.x_val, classes.x_val)
-    assert teacher_dataset(4, 1, 100, 0, numbers=True).y_test.shape == (20, 1)
-    with pytest.raises(InputError, match="n_classes >= 1 and"):
-        teacher_dataset(4, 0, 100, 0, numbers=True)
 
 
 def test_halves_of_images_stay_together():

@@ -304,6 +304,78 @@ def _rough(index: int) -> Task:
     return Task(draw_data(draw), spec, seed=index)
 
 
+def _picture(index: int) -> Task:
+    """Convolutional networks and MLPs on pictures of random patterns, unlike any digits."""
+    draw = random.Random(f"picture-{index}")
+    settings: dict[str, Any] = {
+        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
+        "optimizer": draw_optimizer(draw),
+        "batch_size": draw.choice((8, 16, 32, 64)),
+        "total_steps": round(log_uniform(draw, 50, 1000)),
+        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
+    }
+    size = draw.choice((6, 8, 10))
+    spec: RunSpec
+    if draw.random() < 0.6:
+        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
+        channels = channels if size >= 2 ** len(channels) else channels[:2]
+        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
+    else:
+        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 3)), **settings)
+    data = DataSpec(
+        "pictures",
+        size=size,
+        n_classes=draw.choice((2, 3, 5, 10, 10, 20)),
+        n_train=round(log_uniform(draw, 100, 3000)),
+        seed=index,
+    )
+    return Task(data, spec, seed=index)
+
+
+def _table(index: int) -> Task:
+    """MLPs on clusters, few of whose columns and rows may tell anything."""
+    draw = random.Random(f"table-{index}")
+    spec = MLPSpec(
+        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 3)),
+        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
+        optimizer=draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32, 64)),
+        total_steps=round(log_uniform(draw, 50, 1000)),
+    )
+    data = DataSpec(
+        "clusters",
+        projection=draw.choice((4, 8, 16, 32)),
+        n_classes=draw.choice((2, 2, 3, 5, 10)),
+        n_train=round(log_uniform(draw, 60, 3000)),
+        seed=index,
+    )
+    return Task(data, spec, seed=index)
+
+
+def _lasting(index: int) -> Task:
+    """Small MLPs that pass over their data up to thousands of times."""
+    draw = random.Random(f"lasting-{index}")
+    spec = MLPSpec(
+        hidden=(draw.choice((16, 32, 48)),) * draw.choice((1, 2)),
+        activation=draw.choice(("relu", "tanh", "gelu")),
+        optimizer=draw_optimizer(draw),
+        batch_size=draw.choice((8, 16, 32)),
+        total_steps=round(log_uniform(draw, 1000, 20_000)),
+        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.3))),
+    )
+    n_train, seed = round(log_uniform(draw, 100, 3000)), draw.randrange(8)
+    kind = draw.choice(("mnist-5k", "clusters", "pictures"))
+    if kind == "mnist-5k":
+        data = DataSpec(kind, size=draw.choice((7, 10)), n_train=n_train, seed=seed)
+    elif kind == "clusters":
+        n_classes, inputs = draw.choice((2, 3, 10)), draw.choice((8, 16, 32))
+        data = DataSpec(kind, projection=inputs, n_classes=n_classes, n_train=n_train, seed=index)
+    else:
+        n_classes, size = draw.choice((2, 5, 10)), draw.choice((6, 8))
+        data = DataSpec(kind, size=size, n_classes=n_classes, n_train=n_train, seed=index)
+    return Task(data, spec, seed=index)
+
+
 def _further(index: int) -> Task:
     """Tasks of the balanced family behind those that its own training gets to.
 
@@ -329,6 +401,7 @@ _broad = _take_turns(_further, _repeated, _rough)
 _demanding = _take_turns(
     _broad, lambda index: _take_turns(_easy, _convnet, _regression)(_FURTHER + index)
 )
+_diverse = _take_turns(_broad, _take_turns(_picture, _table, _lasting))
 _general = _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": _varied,
@@ -348,6 +421,10 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "rough": _rough,
     "broad": _broad,
     "demanding": _demanding,
+    "picture": _picture,
+    "table": _table,
+    "lasting": _lasting,
+    "diverse": _diverse,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
 quarter are plain MLPs, ``"broad"`` and ``"demanding"``, of which half are broad and the others of

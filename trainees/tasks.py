@@ -20,6 +20,7 @@ from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.regressor import RegressorSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.specs import OptimizerSpec, RunSpec
+from lrenv.trainees.synthetic import cluster_dataset, picture_dataset, teacher_dataset
 from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
 from lrenv.trainees.variants import (
     codes,
@@ -29,7 +30,6 @@ from lrenv.trainees.variants import (
     renamed_behind,
     some_classes,
     standardise,
-    teacher_dataset,
 )
 
 
@@ -39,14 +39,16 @@ class DataSpec:
 
     Attributes:
         name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
-            instructions, ``"teacher"``, ``"markov"``, or ``"renamed-"`` and a key of ``DATASETS``;
-            to predict numbers, ``"teacher-outputs"``, or ``"halves"`` or ``"codes"`` of MNIST-5k.
-        size: Side to which images are down-sampled; 0 leaves them.
-        projection: Dimensions of a random projection; 0 for none. Inputs of a teacher.
-        n_classes: Classes kept of a data set of more; classes or outputs of a teacher, number of
-            codes, tokens of a Markov chain.
+            instructions, ``"teacher"``, ``"clusters"``, ``"pictures"``, ``"markov"``, or
+            ``"renamed-"`` and a key of ``DATASETS``; to predict numbers, ``"teacher-outputs"``, or
+            ``"halves"`` or ``"codes"`` of MNIST-5k.
+        size: Side to which images are down-sampled, 0 leaves them; side of pictures.
+        projection: Dimensions of a random projection; 0 for none. Inputs of a teacher or clusters.
+        n_classes: Classes kept of a data set of more; classes or outputs of a teacher, clusters or
+            pictures, number of codes, tokens of a Markov chain.
         n_train: Training examples kept; 0 keeps all.
-        seed: Seed of kept and renamed classes, projection, codes, teacher, Markov chain and cipher.
+        seed: Seed of kept and renamed classes, projection, codes, teacher, clusters, pictures,
+            Markov chain and cipher.
         context: Tokens of a sequence of text or a Markov chain; of instructions at most.
         cipher: Share of the characters of a text that change places.
         tokenizer: The language model whose tokens instructions are made of.
@@ -119,6 +121,10 @@ def load_data(spec: DataSpec) -> Dataset:
     if spec.name in ("teacher", "teacher-outputs"):
         numbers = spec.name == "teacher-outputs"
         data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed, numbers)
+    elif spec.name == "clusters":
+        data = cluster_dataset(spec.projection, spec.n_classes, 5000, spec.seed)
+    elif spec.name == "pictures":
+        data = picture_dataset(spec.n_classes, spec.size, 5000, spec.seed)
     elif spec.name in ("halves", "codes"):
         images = load_dataset("mnist-5k")
         images = downsample(images, spec.size) if spec.size else images

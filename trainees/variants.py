@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.trainees.data import Dataset, generator_of, map_inputs, nonzero, take
+from lrenv.trainees.data import Dataset, generator_of, map_inputs, nonzero
 
 
 def downsample(dataset: Dataset, size: int) -> Dataset:
@@ -139,49 +139,4 @@ def _with_targets(inputs: Dataset, targets: Dataset) -> Dataset:
         y_val=targets.x_val,
         y_test=targets.x_test,
         n_classes=targets.n_features,
-    )
-
-
-def teacher_dataset(
-    n_features: int, n_classes: int, n_samples: int, seed: int, numbers: bool = False
-) -> Dataset:
-    """Label Gaussian inputs by a random two-layer tanh network of 32 hidden units.
-
-    The teacher's outputs are standardised over the samples, so that no class dominates.
-
-    Args:
-        n_features: Inputs.
-        n_classes: Outputs of the teacher.
-        n_samples: Examples of all splits together.
-        seed: Seed of teacher and inputs.
-        numbers: Labels are the teacher's outputs, rather than the largest one's index.
-
-    Raises:
-        InputError: Fewer than 1 feature, 2 classes (1 output), or 5 samples a class are asked for.
-    """
-    least = 1 if numbers else 2
-    if n_features < 1 or n_classes < least or n_samples < 5 * n_classes:
-        raise InputError(
-            f"expected n_features >= 1, n_classes >= {least} and n_samples >= 5 * n_classes, "
-            f"got {n_features}, {n_classes} and {n_samples}"
-        )
-    generator = generator_of(seed)
-
-    def gaussian(rows: int, columns: int) -> Tensor:
-        return torch.randn((rows, columns), generator=generator, dtype=torch.float32)
-
-    x, n_hidden = gaussian(n_samples, n_features), 32
-    # A gain of 2 bends the tanh: at 1 the teacher would be almost linear.
-    hidden = torch.tanh(x @ gaussian(n_features, n_hidden) * (2 / n_features**0.5))
-    outputs = hidden @ gaussian(n_hidden, n_classes)
-    outputs = (outputs - outputs.mean(0)) / outputs.std(0)
-    n_held = n_samples // 5
-    rows = torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
-    return take(
-        x,
-        outputs if numbers else outputs.argmax(1),
-        rows,
-        name=f"teacher-{n_features}f-{n_classes}{'o' if numbers else 'c'}",
-        n_classes=n_classes,
-        note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
     )

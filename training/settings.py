@@ -45,6 +45,10 @@ class GeneralistSettings:
         "rough",
         "broad",
         "demanding",
+        "picture",
+        "table",
+        "lasting",
+        "diverse",
     ] = "balanced"
     """Family of the training tasks, see lrenv.trainees.families."""
     start: str | None = None

@@ -1,0 +1,183 @@
+"""Data sets drawn at random: teachers, pictures of random patterns, tables of random clusters.
+
+Shape legend: n examples, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrenv.errors import InputError
+from lrenv.trainees.data import Dataset, generator_of, nonzero, take
+
+
+def teacher_dataset(
+    n_features: int, n_classes: int, n_samples: int, seed: int, numbers: bool = False
+) -> Dataset:
+    """Label Gaussian inputs by a random two-layer tanh network of 32 hidden units.
+
+    The teacher's outputs are standardised over the samples, so that no class dominates.
+
+    Args:
+        n_features: Inputs.
+        n_classes: Outputs of the teacher.
+        n_samples: Examples of all splits together.
+        seed: Seed of teacher and inputs.
+        numbers: Labels are the teacher's outputs, rather than the largest one's index.
+
+    Raises:
+        InputError: Fewer than 1 feature, 2 classes (1 output), or 5 samples a class are asked for.
+    """
+    least = 1 if numbers else 2
+    if n_features < 1 or n_classes < least or n_samples < 5 * n_classes:
+        raise InputError(
+            f"expected n_features >= 1, n_classes >= {least} and n_samples >= 5 * n_classes, "
+            f"got {n_features}, {n_classes} and {n_samples}"
+        )
+    generator = generator_of(seed)
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.randn((rows, columns), generator=generator, dtype=torch.float32)
+
+    x, n_hidden = gaussian(n_samples, n_features), 32
+    # A gain of 2 bends the tanh: at 1 the teacher would be almost linear.
+    hidden = torch.tanh(x @ gaussian(n_features, n_hidden) * (2 / n_features**0.5))
+    outputs = hidden @ gaussian(n_hidden, n_classes)
+    outputs = (outputs - outputs.mean(0)) / outputs.std(0)
+    return take(
+        x,
+        outputs if numbers else outputs.argmax(1),
+        _split(n_samples),
+        name=f"teacher-{n_features}f-{n_classes}{'o' if numbers else 'c'}",
+        n_classes=n_classes,
+        note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
+    )
+
+
+def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dataset:
+    """Draw pictures of random patterns, standardised over all pixels.
+
+    Each class has one to three smooth patterns. A picture is one of them, moved by up to two
+    pixels and of varied contrast, under noise. How far, how varied and how noisy, how smooth the
+    patterns are, whether they are sparse like strokes, and one channel or three, is drawn once for
+    the data set, so that some are learned without error and others hardly.
+
+    Args:
+        n_classes: Classes.
+        size: Side of the pictures in pixels.
+        n_samples: Examples of all splits together.
+        seed: Seed of patterns and pictures.
+
+    Raises:
+        InputError: Fewer than 2 classes, 4 pixels, or 5 samples a class are asked for.
+    """
+    if n_classes < 2 or size < 4 or n_samples < 5 * n_classes:
+        raise InputError(
+            f"expected n_classes >= 2, size >= 4 and n_samples >= 5 * n_classes, got {n_classes}, "
+            f"{size} and {n_samples}"
+        )
+    generator = generator_of(seed)
+
+    def pick(*values: float) -> float:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    channels, per_class, most = int(pick(1, 1, 3)), int(pick(1, 2, 3)), int(pick(0, 1, 2))
+    noise, varied = 0.2 * 20.0 ** _uniform(generator), 0.5 * _uniform(generator)
+    grid = int(pick(size, size // 2, max(2, size // 3)))
+    coarse = torch.randn(n_classes * per_class, channels, grid, grid, generator=generator)
+    patterns = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    if pick(0, 1):
+        patterns = F.relu(patterns - 0.3)
+    patterns = patterns / patterns.std((1, 2, 3), keepdim=True).clamp_min(1e-3)
+
+    labels = torch.randint(n_classes, (n_samples,), generator=generator)
+    variant = torch.randint(per_class, (n_samples,), generator=generator)
+    x = _moved(patterns[labels * per_class + variant], most, generator)
+    x = x * torch.exp(varied * torch.randn(n_samples, 1, 1, 1, generator=generator))
+    x = x + noise * torch.randn(x.shape, generator=generator)
+    return take(
+        ((x - x.mean()) / x.std()).flatten(1),
+        labels,
+        _split(n_samples),
+        name=f"pictures-{size}x{size}-{n_classes}c",
+        n_classes=n_classes,
+        note=f"random patterns, moved and under noise, seed {seed}",
+        image_shape=(channels, size, size),
+    )
+
+
+def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) -> Dataset:
+    """Draw a table whose classes are clusters, each column standardised.
+
+    Each class has one to three Gaussian clusters, all stretched by one random matrix, so that
+    columns correlate; some columns are skewed and some tell nothing. How far clusters lie apart,
+    and how many labels are wrong in all splits, is drawn once for the data set.
+
+    Args:
+        n_features: Columns.
+        n_classes: Classes.
+        n_samples: Examples of all splits together.
+        seed: Seed of the table.
+
+    Raises:
+        InputError: Fewer than 1 column, 2 classes, or 5 samples a class are asked for.
+    """
+    if n_features < 1 or n_classes < 2 or n_samples < 5 * n_classes:
+        raise InputError(
+            f"expected n_features >= 1, n_classes >= 2 and n_samples >= 5 * n_classes, got "
+            f"{n_features}, {n_classes} and {n_samples}"
+        )
+    generator = generator_of(seed)
+    per_class = int(torch.randint(1, 4, (), generator=generator))
+    apart, wrong = 0.5 * 8.0 ** _uniform(generator), 0.1 * _uniform(generator) ** 2
+
+    shape = (n_classes * per_class, n_features)
+    centres = apart * torch.randn(shape, generator=generator)
+    stretch = torch.randn(n_features, n_features, generator=generator) / math.sqrt(n_features)
+    labels = torch.randint(n_classes, (n_samples,), generator=generator)
+    variant = torch.randint(per_class, (n_samples,), generator=generator)
+    x = torch.randn(n_samples, n_features, generator=generator) @ stretch
+    x = x + centres[labels * per_class + variant] / math.sqrt(n_features)
+    skewed = torch.rand(n_features, generator=generator) < 0.3
+    useless = torch.rand(n_features, generator=generator) < 0.2
+    x = torch.where(useless, torch.randn(x.shape, generator=generator), x)
+    x = torch.where(skewed, torch.exp(x), x)
+    rows = _split(n_samples)
+    std, mean = torch.std_mean(x[rows[0]], dim=0)
+    mistaken = torch.rand(n_samples, generator=generator) < wrong
+    other = torch.randint(n_classes, (n_samples,), generator=generator)
+    return take(
+        (x - mean) / nonzero(std),
+        torch.where(mistaken, other, labels),
+        rows,
+        name=f"clusters-{n_features}f-{n_classes}c",
+        n_classes=n_classes,
+        note=f"Gaussian clusters, stretched and skewed, seed {seed}",
+    )
+
+
+def _moved(pictures: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Move each picture ``(n, c, h, w)`` by up to ``most`` pixels along both sides."""
+    height, width = pictures.shape[-2:]
+    padded = F.pad(pictures, (most,) * 4)
+    shifts = torch.randint(2 * most + 1, (2, len(pictures)), generator=generator)
+    rows = shifts[0][:, None] + torch.arange(height)
+    columns = shifts[1][:, None] + torch.arange(width)
+    chosen = torch.arange(len(pictures))[:, None, None]
+    return padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return torch.rand((), generator=generator).item()
+
+
+def _split(n_samples: int) -> tuple[Tensor, ...]:
+    """Rows of the train, validation and test splits, 60/20/20."""
+    n_held = n_samples // 5
+    return torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
