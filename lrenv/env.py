@@ -15,7 +15,7 @@ from lrenv.classic_observation import CLASSIC_CLIP
 from lrenv.controller import Controller, Preset
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.episode import Episode, Outcome
-from lrenv.observation import BOUNDS, FEATURES
+from lrenv.observation import BOUNDS
 from lrenv.rewards import Reward, build_reward
 from lrenv.statistics import group_layers
 from lrenv.trainees.base import Trainee

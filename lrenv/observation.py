@@ -70,7 +70,8 @@ FEATURES: tuple[str, ...] = (
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
 
-BOUNDS: tuple[float, ...] = tuple(10.0 if name in ("epochs", "epoch") else CLIP for name in FEATURES)
+_BOUNDS = dict.fromkeys(FEATURES, CLIP) | {"epochs": 10.0, "epoch": 10.0}
+BOUNDS: tuple[float, ...] = tuple(_BOUNDS.values())
 """Bound of each feature; passes over the data may be thousands."""
 
 _LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(

@@ -14,8 +14,8 @@ from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.trainees.tasks import DataSpec, Task
 from lrenv.trainees.synthetic import teacher_dataset
+from lrenv.trainees.tasks import DataSpec, Task
 
 settings.register_profile("lrenv", deadline=None)
 settings.load_profile("lrenv")

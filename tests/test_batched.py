@@ -18,8 +18,8 @@ from lrenv.trainees.regressor import RegressorSpec
 from lrenv.trainees.resnet import ResNet18Spec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, RunSpec, noisy_labels
-from lrenv.trainees.text import encipher, markov_dataset, python_docs
 from lrenv.trainees.synthetic import teacher_dataset
+from lrenv.trainees.text import encipher, markov_dataset, python_docs
 from lrenv.trainees.variants import codes, downsample, standardise
 
 N_STEPS = 50

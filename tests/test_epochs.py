@@ -22,6 +22,16 @@ def test_epochs_by_hand():
     assert seen == pytest.approx({"epochs_known": 1, "epochs": math.log(8), "epoch": math.log(3)})
 
 
+@pytest.mark.parametrize(("per_epoch", "seen"), [(0.2, math.log(500)), (1e-9, 10.0)])
+def test_thousands_of_epochs_can_be_told_apart(per_epoch, seen):
+    made = ScaleFreeObserver(observer()._traits, steps_per_epoch=per_epoch)
+    made.update(interval([1.0]), torch.ones(1))
+    assert value(made, "epochs") == pytest.approx(seen)
+
+    made.rescale(100, 200, room=80)
+    assert value(made, "epochs") == pytest.approx(min(seen + math.log(2), 10.0))
+
+
 def test_a_state_keeps_the_epoch_unless_a_new_one_is_given():
     saved = ScaleFreeObserver(observer()._traits, steps_per_epoch=20.0)
     saved.update(interval([1.0]), torch.ones(1))

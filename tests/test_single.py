@@ -16,8 +16,8 @@ from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import TRAINEES, build_task, build_trainee
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec, batch_order, initial_model, noisy_labels
-from lrenv.trainees.text import markov_dataset
 from lrenv.trainees.synthetic import teacher_dataset
+from lrenv.trainees.text import markov_dataset
 
 SPEC = MLPSpec((7, 5), batch_size=16, total_steps=50)
 

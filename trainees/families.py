@@ -1,28 +1,28 @@
-"""The declared families of training tasks.
+"""The declared families of training tasks, mixtures of :mod:`lrenv.trainees.kinds` and hard ones.
 
-They are MLPs on down-sampled or projected MNIST-5k, some with its classes renamed midway, and on
-random teachers, which classify or predict numbers, convolutional networks on down-sampled MNIST-5k,
-and decoders on characters of the Python reference and on Markov chains; none sees an image at full
-size, Fashion-MNIST, digits or a table, which :mod:`lrenv.trainees.unseen` tests on.
+None sees an image at full size, Fashion-MNIST, digits or a real table, which
+:mod:`lrenv.trainees.unseen` tests on.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 from lrenv.errors import InputError
-from lrenv.trainees.adapted import AdaptedDecoderSpec
-from lrenv.trainees.changing import ChangingMLPSpec
-from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.draws import draw_adam, draw_data, draw_optimizer, draw_steps, log_uniform
-from lrenv.trainees.mlp import MLPSpec
-from lrenv.trainees.regressor import RegressorSpec
-from lrenv.trainees.specs import RunSpec
-from lrenv.trainees.tasks import DataSpec, Task
+from lrenv.trainees.hard_kinds import lasting, picture, repeated, rough, table
+from lrenv.trainees.kinds import (
+    adapted,
+    brief,
+    convnet,
+    decoder,
+    easy,
+    long,
+    plain,
+    regression,
+    scarce,
+    varied,
+)
+from lrenv.trainees.tasks import Task
 
 
 def training_task(index: int, family: str = "varied") -> Task:
@@ -39,343 +39,6 @@ def training_task(index: int, family: str = "varied") -> Task:
     return TRAINING_FAMILIES[family](index)
 
 
-def _varied(index: int) -> Task:
-    """Small models in hard conditions: few examples, label noise, odd initial weights."""
-    draw = random.Random(f"training-{index}")
-    steps = round(log_uniform(draw, 100, 1200))
-    spec = MLPSpec(
-        hidden=(draw.choice((16, 24, 32, 48, 64, 96)),) * draw.choice((1, 1, 2, 2, 3)),
-        activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32, 64, 128)),
-        total_steps=steps,
-        label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
-        init_scale=log_uniform(draw, 0.5, 2.0),
-    )
-    return Task(draw_data(draw), spec, seed=index)
-
-
-def _plain(index: int) -> Task:
-    """Wider models as most people train them: clean labels, usual initial weights, all data."""
-    draw = random.Random(f"plain-{index}")
-    steps = round(log_uniform(draw, 100, 800))
-    spec = MLPSpec(
-        hidden=(draw.choice((32, 64, 96, 192, 256)),) * draw.choice((1, 1, 2, 2, 3)),
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((16, 32, 64)),
-        total_steps=steps,
-        label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.2))),
-    )
-    if draw.random() < 0.3:
-        data = DataSpec("mnist-5k", projection=draw.choice((48, 96)), seed=draw.randrange(8))
-    else:
-        data = DataSpec("mnist-5k", size=draw.choice((14, 20)))
-    return Task(data, spec, seed=index)
-
-
-def _convnet(index: int) -> Task:
-    """Convolutional networks with and without batch norm; long runs are of small ones."""
-    draw = random.Random(f"convnet-{index}")
-    steps = draw_steps(draw)
-    shapes = (
-        ((4, 8), (8, 8), (8, 16)) if steps > _LONG else ((4, 8), (8, 16), (16, 16), (8, 16, 32))
-    )
-    spec = ConvNetSpec(
-        channels=draw.choice(shapes),
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        batch_norm=draw.random() < 0.5,
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32) if steps > _LONG else (16, 32, 64)),
-        total_steps=steps,
-        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.3))),
-        init_scale=log_uniform(draw, 0.7, 1.5),
-    )
-    size, n_train = draw.choice((8, 10, 14)), draw.choice((0, 0, 0, 600, 1500))
-    return Task(DataSpec("mnist-5k", size=size, n_train=n_train), spec, seed=index)
-
-
-def _decoder(index: int) -> Task:
-    """Small decoders on characters of text and on Markov chains; long runs are of small ones."""
-    draw = random.Random(f"decoder-{index}")
-    steps = draw_steps(draw)
-    spec = DecoderSpec(
-        width=draw.choice((16, 32) if steps > _LONG else (16, 32, 48, 64)),
-        layers=draw.choice((1, 2) if steps > _LONG else (1, 2, 3)),
-        heads=draw.choice((2, 4)),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((4, 8) if steps > _LONG else (4, 8, 16)),
-        total_steps=steps,
-        init_scale=log_uniform(draw, 0.7, 1.5),
-    )
-    context, seed = draw.choice((8, 16, 24)), draw.randrange(8)
-    n_train = draw.choice((0, 0, 1000))
-    if draw.random() < 0.5:
-        data = DataSpec("python-docs", context=context, n_train=n_train)
-    else:
-        n_tokens = draw.choice((8, 16, 32))
-        data = DataSpec("markov", n_classes=n_tokens, context=context, n_train=n_train, seed=seed)
-    return Task(data, spec, seed=index)
-
-
-def _adapted(index: int) -> Task:
-    """Fine-tuning of pretrained decoders on few and noisy batches of enciphered text."""
-    draw = random.Random(f"adapted-{index}")
-    width, layers = draw.choice(((32, 2), (64, 2), (64, 3)))
-    rank = draw.choice((0, 2, 4, 8))
-    spec = AdaptedDecoderSpec(
-        width,
-        layers,
-        4,
-        rank=rank,
-        alpha=max(1, rank) * draw.choice((1.0, 2.0, 4.0)),
-        optimizer=draw_optimizer(draw) if rank == 0 else draw_adam(draw, "adamw"),
-        batch_size=draw.choice((1, 2, 4, 8)),
-        total_steps=round(log_uniform(draw, 60, 1000)),
-        init_scale=draw.choice((1.0, 1.0, 1.0, 2.0)) if rank else 1.0,
-    )
-    data = DataSpec(
-        "python-docs",
-        context=draw.choice((16, 24)),
-        cipher=draw.choice((0.1, 0.2, 0.4, 0.8)),
-        seed=draw.randrange(8),
-        n_train=draw.choice((0, 0, 300, 1000)),
-    )
-    return Task(data, spec, seed=index)
-
-
-def _long(index: int) -> Task:
-    """Small MLPs, of which the longest runs are."""
-    draw = random.Random(f"long-{index}")
-    spec = MLPSpec(
-        hidden=(draw.choice((16, 32, 64)),) * draw.choice((1, 2)),
-        activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32)),
-        total_steps=draw_steps(draw),
-        label_noise=draw.choice((0.0, draw.uniform(0.0, 0.3))),
-        lr_multiplier=10 ** draw.uniform(-1, 1),
-    )
-    return Task(draw_data(draw), spec, seed=index)
-
-
-def _regression(index: int) -> Task:
-    """MLPs, some with a bottleneck, that predict numbers; some can be predicted without error."""
-    draw = random.Random(f"regression-{index}")
-    wide = draw.choice((32, 64, 128))
-    optimizer = draw_optimizer(draw)
-    spec = RegressorSpec(
-        hidden=draw.choice(((wide,), (wide, wide), (wide, wide // 4, wide), (wide // 4,))),
-        activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=optimizer,
-        batch_size=draw.choice((8, 16, 32, 64)),
-        total_steps=round(log_uniform(draw, 50, 1500)),
-        label_noise=draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
-        init_scale=log_uniform(draw, 0.7, 1.5),
-        # The mean over many outputs makes gradients small.
-        lr_multiplier=10 ** draw.uniform(0, 1.5) if optimizer.name == "sgd" else 1.0,
-    )
-    seed, n_train = draw.randrange(8), draw.choice((0, 0, 0, 600))
-    kind = draw.choice(("halves", "codes", "codes", "teacher-outputs"))
-    if kind == "teacher-outputs":
-        inputs, outputs = draw.choice((4, 16, 32)), draw.choice((1, 2, 8))
-        data = DataSpec(kind, projection=inputs, n_classes=outputs, n_train=n_train, seed=seed)
-    elif kind == "codes":
-        size, outputs = draw.choice((6, 10, 14)), draw.choice((8, 32, 96))
-        data = DataSpec(kind, size=size, n_classes=outputs, n_train=n_train, seed=seed)
-    else:
-        data = DataSpec(kind, size=draw.choice((6, 10, 14)), n_train=n_train)
-    return Task(data, spec, seed=index)
-
-
-def _scarce(index: int) -> Task:
-    """MLPs on few examples of few features, as tables have them; most learn them by heart."""
-    draw = random.Random(f"scarce-{index}")
-    spec = MLPSpec(
-        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32)),
-        total_steps=round(log_uniform(draw, 50, 600)),
-        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.2))),
-    )
-    n_train, seed = draw.choice((100, 200, 400)), draw.randrange(8)
-    n_classes = draw.choice((2, 3, 5))
-    if draw.random() < 0.3:
-        name, inputs = "teacher", draw.choice((4, 8, 16))
-    else:
-        name, inputs = "mnist-5k", draw.choice((8, 16, 32))
-    data = DataSpec(name, projection=inputs, n_classes=n_classes, n_train=n_train, seed=seed)
-    return Task(data, spec, seed=index)
-
-
-def _easy(index: int) -> Task:
-    """Models of a few classes of clean images, whose losses come close to zero."""
-    draw = random.Random(f"easy-{index}")
-    settings: dict[str, Any] = {
-        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
-        "optimizer": draw_optimizer(draw),
-        "batch_size": draw.choice((16, 32, 64)),
-        "total_steps": round(log_uniform(draw, 100, 1000)),
-    }
-    spec: RunSpec
-    if draw.random() < 0.7:
-        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
-        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
-    else:
-        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 2)), **settings)
-    data = DataSpec(
-        "mnist-5k",
-        size=draw.choice((8, 10, 14)),
-        n_classes=draw.choice((2, 3, 5, 8)),
-        n_train=draw.choice((0, 0, 600)),
-        seed=draw.randrange(8),
-    )
-    return Task(data, spec, seed=index)
-
-
-def _brief(index: int) -> Task:
-    """Runs of 20 to 100 steps of all models."""
-    draw = random.Random(f"brief-{index}")
-    steps = round(log_uniform(draw, 20, 100))
-    # Numbers that the other families hardly reach.
-    task = draw.choice((_plain, _convnet, _decoder, _adapted, _regression))(10**6 + index)
-    return replace(task, spec=replace(task.spec, total_steps=steps))
-
-
-def _repeated(index: int) -> Task:
-    """Few examples, up to hundreds of passes; all models but adapted decoders."""
-    draw = random.Random(f"repeated-{index}")
-    optimizer = draw_optimizer(draw)
-    settings: dict[str, Any] = {
-        "optimizer": optimizer,
-        "batch_size": draw.choice((8, 16, 32, 64, 128)),
-        "total_steps": round(log_uniform(draw, 100, 1200)),
-        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
-    }
-    activation = draw.choice(("relu", "relu", "tanh", "gelu"))
-    n_train = round(log_uniform(draw, 60, 1500))
-    seed = draw.randrange(8)
-    kind = draw.choice(("mlp", "mlp", "convnet", "convnet", "regressor", "decoder"))
-    spec: RunSpec
-    if kind == "decoder":
-        settings["label_noise"] = 0.0
-        settings["batch_size"] = draw.choice((4, 8, 16))
-        spec = DecoderSpec(width=draw.choice((16, 32)), layers=1, heads=2, **settings)
-        data = DataSpec("python-docs", context=draw.choice((8, 16)), n_train=n_train)
-    elif kind == "convnet":
-        channels = draw.choice(((4, 8), (8, 16), (16, 16)))
-        batch_norm = draw.random() < 0.5
-        spec = ConvNetSpec(channels, activation=activation, batch_norm=batch_norm, **settings)
-        size, n_classes = draw.choice((8, 10)), draw.choice((3, 5, 10))
-        data = DataSpec("mnist-5k", size=size, n_classes=n_classes, n_train=n_train, seed=seed)
-    elif kind == "regressor":
-        hidden = (draw.choice((16, 32, 64)),) * draw.choice((1, 2))
-        multiplier = 10 ** draw.uniform(0, 1.5) if optimizer.name == "sgd" else 1.0
-        spec = RegressorSpec(hidden, activation=activation, lr_multiplier=multiplier, **settings)
-        size, n_outputs = draw.choice((6, 10)), draw.choice((8, 32))
-        data = DataSpec("codes", size=size, n_classes=n_outputs, n_train=n_train, seed=seed)
-    else:
-        hidden = (draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 3))
-        spec = MLPSpec(hidden, activation=activation, **settings)
-        inputs, n_classes = draw.choice((8, 16, 32, 64)), draw.choice((2, 3, 5, 10))
-        data = DataSpec(
-            "mnist-5k", projection=inputs, n_classes=n_classes, n_train=n_train, seed=seed
-        )
-    return Task(data, spec, seed=index)
-
-
-def _rough(index: int) -> Task:
-    """MLPs on any batch size, noise and initial weights; the data of a quarter changes midway."""
-    draw = random.Random(f"rough-{index}")
-    changes = draw.random() < 0.25
-    spec = (ChangingMLPSpec if changes else MLPSpec)(
-        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 2, 3)),
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=round(log_uniform(draw, 4, 512)),
-        total_steps=round(log_uniform(draw, 50, 1200)),
-        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.6))),
-        init_scale=draw.choice((1.0, log_uniform(draw, 0.2, 8.0))),
-    )
-    if changes:
-        size, seed = draw.choice((7, 10, 14)), draw.randrange(8)
-        return Task(DataSpec("renamed-mnist-5k", size=size, seed=seed), spec, seed=index)
-    return Task(draw_data(draw), spec, seed=index)
-
-
-def _picture(index: int) -> Task:
-    """Convolutional networks and MLPs on pictures of random patterns, unlike any digits."""
-    draw = random.Random(f"picture-{index}")
-    settings: dict[str, Any] = {
-        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
-        "optimizer": draw_optimizer(draw),
-        "batch_size": draw.choice((8, 16, 32, 64)),
-        "total_steps": round(log_uniform(draw, 50, 1000)),
-        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
-    }
-    size = draw.choice((6, 8, 10))
-    spec: RunSpec
-    if draw.random() < 0.6:
-        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
-        channels = channels if size >= 2 ** len(channels) else channels[:2]
-        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
-    else:
-        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 3)), **settings)
-    data = DataSpec(
-        "pictures",
-        size=size,
-        n_classes=draw.choice((2, 3, 5, 10, 10, 20)),
-        n_train=round(log_uniform(draw, 100, 3000)),
-        seed=index,
-    )
-    return Task(data, spec, seed=index)
-
-
-def _table(index: int) -> Task:
-    """MLPs on clusters, few of whose columns and rows may tell anything."""
-    draw = random.Random(f"table-{index}")
-    spec = MLPSpec(
-        hidden=(draw.choice((16, 32, 64, 96)),) * draw.choice((1, 2, 3)),
-        activation=draw.choice(("relu", "relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32, 64)),
-        total_steps=round(log_uniform(draw, 50, 1000)),
-    )
-    data = DataSpec(
-        "clusters",
-        projection=draw.choice((4, 8, 16, 32)),
-        n_classes=draw.choice((2, 2, 3, 5, 10)),
-        n_train=round(log_uniform(draw, 60, 3000)),
-        seed=index,
-    )
-    return Task(data, spec, seed=index)
-
-
-def _lasting(index: int) -> Task:
-    """Small MLPs that pass over their data up to thousands of times."""
-    draw = random.Random(f"lasting-{index}")
-    spec = MLPSpec(
-        hidden=(draw.choice((16, 32, 48)),) * draw.choice((1, 2)),
-        activation=draw.choice(("relu", "tanh", "gelu")),
-        optimizer=draw_optimizer(draw),
-        batch_size=draw.choice((8, 16, 32)),
-        total_steps=round(log_uniform(draw, 1000, 20_000)),
-        label_noise=draw.choice((0.0, 0.0, draw.uniform(0.0, 0.3))),
-    )
-    n_train, seed = round(log_uniform(draw, 100, 3000)), draw.randrange(8)
-    kind = draw.choice(("mnist-5k", "clusters", "pictures"))
-    if kind == "mnist-5k":
-        data = DataSpec(kind, size=draw.choice((7, 10)), n_train=n_train, seed=seed)
-    elif kind == "clusters":
-        n_classes, inputs = draw.choice((2, 3, 10)), draw.choice((8, 16, 32))
-        data = DataSpec(kind, projection=inputs, n_classes=n_classes, n_train=n_train, seed=index)
-    else:
-        n_classes, size = draw.choice((2, 5, 10)), draw.choice((6, 8))
-        data = DataSpec(kind, size=size, n_classes=n_classes, n_train=n_train, seed=index)
-    return Task(data, spec, seed=index)
-
-
 def _further(index: int) -> Task:
     """Tasks of the balanced family behind those that its own training gets to.
 
@@ -389,54 +52,46 @@ def _take_turns(*families: Callable[[int], Task]) -> Callable[[int], Task]:
     return lambda index: families[index % len(families)](index // len(families))
 
 
-_mixed = _take_turns(_varied, _plain)
+_mixed = _take_turns(varied, plain)
 _balanced = _take_turns(
-    _plain,
-    _take_turns(_convnet, _varied),
-    _take_turns(_regression, _scarce, _easy),
-    _take_turns(_decoder, _adapted, _long, _brief),
+    plain,
+    _take_turns(convnet, varied),
+    _take_turns(regression, scarce, easy),
+    _take_turns(decoder, adapted, long, brief),
 )
-_broad = _take_turns(_further, _repeated, _rough)
-# Numbers that the balanced family does not reach.
-_demanding = _take_turns(
-    _broad, lambda index: _take_turns(_easy, _convnet, _regression)(_FURTHER + index)
-)
-_diverse = _take_turns(_broad, _take_turns(_picture, _table, _lasting))
-_general = _take_turns(_mixed, _take_turns(_convnet, _decoder, _adapted, _long))
+_broad = _take_turns(_further, repeated, rough)
+_diverse = _take_turns(_broad, _take_turns(picture, table, lasting))
+_general = _take_turns(_mixed, _take_turns(convnet, decoder, adapted, long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
-    "varied": _varied,
-    "plain": _plain,
+    "varied": varied,
+    "plain": plain,
     "mixed": _mixed,
-    "convnet": _convnet,
-    "decoder": _decoder,
-    "adapted": _adapted,
+    "convnet": convnet,
+    "decoder": decoder,
+    "adapted": adapted,
     "general": _general,
-    "regression": _regression,
-    "scarce": _scarce,
-    "easy": _easy,
-    "brief": _brief,
-    "wide": _take_turns(_general, _take_turns(_regression, _scarce, _easy, _brief)),
+    "regression": regression,
+    "scarce": scarce,
+    "easy": easy,
+    "brief": brief,
+    "wide": _take_turns(_general, _take_turns(regression, scarce, easy, brief)),
     "balanced": _balanced,
-    "repeated": _repeated,
-    "rough": _rough,
+    "repeated": repeated,
+    "rough": rough,
     "broad": _broad,
-    "demanding": _demanding,
-    "picture": _picture,
-    "table": _table,
-    "lasting": _lasting,
+    "picture": picture,
+    "table": table,
+    "lasting": lasting,
     "diverse": _diverse,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
-quarter are plain MLPs, ``"broad"`` and ``"demanding"``, of which half are broad and the others of
-kinds that policies of the broad one do worst on, take turns between others."""
+quarter are plain MLPs, ``"broad"`` and ``"diverse"``, of which half are broad, take turns between
+others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks of each family that no policy trains on; they select and measure."""
 
 _FURTHER = 2 * 10**6
-
-_LONG = 1000
-"""Optimizer steps above which models are small, for the sake of the time the experts take."""
 
 
 def training_numbers(n_tasks: int) -> list[int]:

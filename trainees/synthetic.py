@@ -180,4 +180,5 @@ def _uniform(generator: torch.Generator) -> float:
 def _split(n_samples: int) -> tuple[Tensor, ...]:
     """Rows of the train, validation and test splits, 60/20/20."""
     n_held = n_samples // 5
-    return torch.arange(n_samples).split([n_samples - 2 * n_held, n_held, n_held])
+    n_train, rows = n_samples - 2 * n_held, torch.arange(n_samples)
+    return rows[:n_train], rows[n_train:-n_held], rows[-n_held:]

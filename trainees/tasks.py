@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -115,16 +116,23 @@ def _spec_from_json(data: dict[str, Any]) -> RunSpec:
 _RENAMED = "renamed-"
 
 
+_EXAMPLES = 5000  # of all splits together
+_SYNTHETIC: dict[str, Callable[[DataSpec], Dataset]] = {
+    "teacher": lambda s: teacher_dataset(s.projection, s.n_classes, _EXAMPLES, s.seed),
+    "teacher-outputs": lambda s: teacher_dataset(
+        s.projection, s.n_classes, _EXAMPLES, s.seed, numbers=True
+    ),
+    "clusters": lambda s: cluster_dataset(s.projection, s.n_classes, _EXAMPLES, s.seed),
+    "pictures": lambda s: picture_dataset(s.n_classes, s.size, _EXAMPLES, s.seed),
+    "markov": lambda s: markov_dataset(s.n_classes, s.context, s.seed),
+}
+
+
 @lru_cache(maxsize=16)
 def load_data(spec: DataSpec) -> Dataset:
     """Load and transform the data set of a task."""
-    if spec.name in ("teacher", "teacher-outputs"):
-        numbers = spec.name == "teacher-outputs"
-        data = teacher_dataset(spec.projection, spec.n_classes, 5000, spec.seed, numbers)
-    elif spec.name == "clusters":
-        data = cluster_dataset(spec.projection, spec.n_classes, 5000, spec.seed)
-    elif spec.name == "pictures":
-        data = picture_dataset(spec.n_classes, spec.size, 5000, spec.seed)
+    if spec.name in _SYNTHETIC:
+        data = _SYNTHETIC[spec.name](spec)
     elif spec.name in ("halves", "codes"):
         images = load_dataset("mnist-5k")
         images = downsample(images, spec.size) if spec.size else images
@@ -132,8 +140,6 @@ def load_data(spec: DataSpec) -> Dataset:
     elif spec.name.startswith(_RENAMED) and not spec.tokenizer:
         once = load_data(replace(spec, name=spec.name.removeprefix(_RENAMED)))
         return renamed_behind(once, spec.seed)
-    elif spec.name == "markov":
-        data = markov_dataset(spec.n_classes, spec.context, spec.seed)
     elif spec.name in CHARACTER_TEXTS:
         data = CHARACTER_TEXTS[spec.name](spec.context)
         if spec.cipher:

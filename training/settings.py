@@ -44,7 +44,6 @@ class GeneralistSettings:
         "repeated",
         "rough",
         "broad",
-        "demanding",
         "picture",
         "table",
         "lasting",
