@@ -46,7 +46,8 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
     | preset | shape | content |
     |---|---|---|
     | ``scale-free`` | ``(80 * len(FEATURES),)`` | one token of ``lrenv.observation.FEATURES`` a
-      decision, 80 tokens at most, zeros behind the last; in [−5, 5] |
+      decision, 80 tokens at most, zeros behind the last; within
+      ``lrenv.observation.BOUNDS`` |
     | ``classic`` | ``(512 * (layers + 4),)`` | left fraction, train loss, val loss, layer gradient
       norms and log10 LR of the last 512 optimizer steps, left-padded with the first |
 

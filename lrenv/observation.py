@@ -19,7 +19,7 @@ from lrenv.statistics import StepStats
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
 CLIP = 5.0
-"""Bound of every scale-free feature but those of ``BOUNDS``."""
+"""Bound of most scale-free features."""
 
 _TINY = 1e-12
 _LOSS_PATCHES = 8
@@ -70,8 +70,7 @@ FEATURES: tuple[str, ...] = (
 """Features of one decision, in order; none depends on the units and sizes of the job. New ones come
 last: a policy reads those that its card names."""
 
-_BOUNDS = dict.fromkeys(FEATURES, CLIP) | {"epochs": 10.0, "epoch": 10.0}
-BOUNDS: tuple[float, ...] = tuple(_BOUNDS.values())
+BOUNDS: tuple[float, ...] = tuple(10.0 if f in ("epochs", "epoch") else CLIP for f in FEATURES)
 """Bound of each feature; passes over the data may be thousands."""
 
 _LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(

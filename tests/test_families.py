@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pydoc_data.topics import topics
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ import torch
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import training_numbers, training_task
+from lrenv.trainees.families import TRAINING_FAMILIES, training_numbers, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.trainees.text import CHARACTERS
 from lrenv.trainees.unseen import harsh_tasks, held_out_tasks, unseen_tasks
+from lrenv.training.settings import GeneralistSettings
 
 TRAINING = [training_task(i) for i in range(300)]
 HELD_OUT = held_out_tasks()
@@ -393,6 +395,10 @@ def test_half_of_the_diverse_tasks_are_broad_and_the_others_on_data_drawn_for_ea
     assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
     for task in tasks[1:13:2]:
         assert build_trainee(task).backward().isfinite()
+
+
+def test_the_command_line_knows_all_families():
+    assert get_args(get_type_hints(GeneralistSettings)["family"]) == tuple(TRAINING_FAMILIES)
 
 
 def test_training_skips_the_tasks_that_are_held_out():

@@ -211,7 +211,7 @@ def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
 def test_the_last_state_of_ppo_is_a_candidate_for_the_export(tmp_path, monkeypatch):
     for module in (clone, generalist):
         monkeypatch.setattr(module, "training_task", short_task)
-    monkeypatch.setattr(generalist, "mean_log_ratio", lambda *_: -1.0)
+    monkeypatch.setattr(generalist, "log_changes", lambda *_: torch.tensor(-1.0))
     settings = replace(SETTINGS, rounds=0, updates=2, evaluate_every=3, output=tmp_path)
 
     card = load_policy(train_generalist(settings)).card

@@ -21,8 +21,8 @@ from lrenv.training.outcome_ppo import (
     centre_in_groups,
     evaluate_actor,
     join_groups,
+    log_changes,
     log_ratios,
-    mean_log_ratio,
 )
 from lrenv.training.rollout import VAL_COLUMNS, NetworkChoice, Rollout, roll_out
 from lrenv.training.settings import GeneralistSettings
@@ -104,12 +104,13 @@ def test_the_scale_of_a_group_does_not_depend_on_the_padding():
     torch.testing.assert_close(found[:, :2], centre_in_groups(gains, torch.zeros(2)))
 
 
-def test_the_mean_log_ratio_of_losses_by_hand():
+def test_changes_of_losses_by_hand():
     before = torch.tensor([[1.0, 0.5], [math.nan, math.inf], [0.001, 2.0]])
     final = torch.tensor([[math.e, 0.5], [1.0, math.nan], [0.002, math.inf]])
 
-    # +1 and 0, -2 for one that diverged before and 0 for both, 0 below the floor and +2.
-    assert mean_log_ratio(final, before) == pytest.approx(1 / 6)
+    # -2 for one that diverged before and 0 for both, 0 below the floor.
+    expected = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
+    torch.testing.assert_close(log_changes(final, before), expected)
 
 
 def test_groups_are_joined_and_centred():

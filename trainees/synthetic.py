@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.trainees.data import Dataset, generator_of, nonzero, take
+from lrenv.trainees.data import Dataset, generator_of, nonzero, split_rows, take
 
 
 def teacher_dataset(
@@ -51,7 +51,7 @@ def teacher_dataset(
     return take(
         x,
         outputs if numbers else outputs.argmax(1),
-        _split(n_samples),
+        split_rows(n_samples),
         name=f"teacher-{n_features}f-{n_classes}{'o' if numbers else 'c'}",
         n_classes=n_classes,
         note=f"Gaussian inputs labelled by a random two-layer tanh network, seed {seed}",
@@ -61,10 +61,9 @@ def teacher_dataset(
 def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dataset:
     """Draw pictures of random patterns, standardised over all pixels.
 
-    Each class has one to three smooth patterns. A picture is one of them, moved by up to two
-    pixels and of varied contrast, under noise. How far, how varied and how noisy, how smooth the
-    patterns are, whether they are sparse like strokes, and one channel or three, is drawn once for
-    the data set, so that some are learned without error and others hardly.
+    Each class has one to three patterns. A picture is one of them, moved by up to two pixels and of
+    varied contrast, under noise. How far, how varied and how noisy is drawn once for the data set,
+    so that some are learned without error and others hardly.
 
     Args:
         n_classes: Classes.
@@ -81,18 +80,9 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
             f"{size} and {n_samples}"
         )
     generator = generator_of(seed)
-
-    def pick(*values: float) -> float:
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
-    channels, per_class, most = int(pick(1, 1, 3)), int(pick(1, 2, 3)), int(pick(0, 1, 2))
+    channels, per_class, most = (_pick(v, generator) for v in ((1, 1, 3), (1, 2, 3), (0, 1, 2)))
     noise, varied = 0.2 * 20.0 ** _uniform(generator), 0.5 * _uniform(generator)
-    grid = int(pick(size, size // 2, max(2, size // 3)))
-    coarse = torch.randn(n_classes * per_class, channels, grid, grid, generator=generator)
-    patterns = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-    if pick(0, 1):
-        patterns = F.relu(patterns - 0.3)
-    patterns = patterns / patterns.std((1, 2, 3), keepdim=True).clamp_min(1e-3)
+    patterns = _patterns(n_classes * per_class, channels, size, generator)
 
     labels = torch.randint(n_classes, (n_samples,), generator=generator)
     variant = torch.randint(per_class, (n_samples,), generator=generator)
@@ -102,7 +92,7 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
     return take(
         ((x - x.mean()) / x.std()).flatten(1),
         labels,
-        _split(n_samples),
+        split_rows(n_samples),
         name=f"pictures-{size}x{size}-{n_classes}c",
         n_classes=n_classes,
         note=f"random patterns, moved and under noise, seed {seed}",
@@ -111,11 +101,11 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
 
 
 def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) -> Dataset:
-    """Draw a table whose classes are clusters, each column standardised.
+    """Draw a table whose classes are clusters, each column standardised by the train split.
 
     Each class has one to three Gaussian clusters, all stretched by one random matrix, so that
-    columns correlate; some columns are skewed and some tell nothing. How far clusters lie apart,
-    and how many labels are wrong in all splits, is drawn once for the data set.
+    columns correlate. How far they lie apart, and how many labels of all splits are random, is
+    drawn once for the data set.
 
     Args:
         n_features: Columns.
@@ -132,8 +122,8 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
             f"{n_features}, {n_classes} and {n_samples}"
         )
     generator = generator_of(seed)
-    per_class = int(torch.randint(1, 4, (), generator=generator))
-    apart, wrong = 0.5 * 8.0 ** _uniform(generator), 0.1 * _uniform(generator) ** 2
+    per_class = _pick((1, 2, 3), generator)
+    apart, random_share = 0.5 * 8.0 ** _uniform(generator), 0.1 * _uniform(generator) ** 2
 
     shape = (n_classes * per_class, n_features)
     centres = apart * torch.randn(shape, generator=generator)
@@ -142,22 +132,32 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
     variant = torch.randint(per_class, (n_samples,), generator=generator)
     x = torch.randn(n_samples, n_features, generator=generator) @ stretch
     x = x + centres[labels * per_class + variant] / math.sqrt(n_features)
-    skewed = torch.rand(n_features, generator=generator) < 0.3
-    useless = torch.rand(n_features, generator=generator) < 0.2
-    x = torch.where(useless, torch.randn(x.shape, generator=generator), x)
-    x = torch.where(skewed, torch.exp(x), x)
-    rows = _split(n_samples)
+    x = _spoiled(x, generator)
+    rows = split_rows(n_samples)
     std, mean = torch.std_mean(x[rows[0]], dim=0)
-    mistaken = torch.rand(n_samples, generator=generator) < wrong
+    redrawn = torch.rand(n_samples, generator=generator) < random_share
     other = torch.randint(n_classes, (n_samples,), generator=generator)
     return take(
         (x - mean) / nonzero(std),
-        torch.where(mistaken, other, labels),
+        torch.where(redrawn, other, labels),
         rows,
         name=f"clusters-{n_features}f-{n_classes}c",
         n_classes=n_classes,
         note=f"Gaussian clusters, stretched and skewed, seed {seed}",
     )
+
+
+def _patterns(count: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
+    """Random patterns ``(count, c, h, w)``, more or less smooth.
+
+    Half of the data sets have sparse ones, like strokes, of which a few are blank.
+    """
+    grid = _pick((size, size // 2, max(2, size // 3)), generator)
+    coarse = torch.randn(count, channels, grid, grid, generator=generator)
+    patterns = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    if _pick((False, True), generator):
+        patterns = F.relu(patterns - 0.3)
+    return patterns / patterns.std((1, 2, 3), keepdim=True).clamp_min(1e-3)
 
 
 def _moved(pictures: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -168,17 +168,21 @@ def _moved(pictures: Tensor, most: int, generator: torch.Generator) -> Tensor:
     rows = shifts[0][:, None] + torch.arange(height)
     columns = shifts[1][:, None] + torch.arange(width)
     chosen = torch.arange(len(pictures))[:, None, None]
-    return padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    moved = padded.permute(0, 2, 3, 1)[chosen, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def _spoiled(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A table ``(n, columns)`` some of whose columns are skewed, and some tell nothing."""
+    skewed = torch.rand(x.shape[1], generator=generator) < 0.3
+    useless = torch.rand(x.shape[1], generator=generator) < 0.2
+    x = torch.where(useless, torch.randn(x.shape, generator=generator), x)
+    return torch.where(skewed, torch.exp(x), x)
+
+
+def _pick(values: tuple[int, ...], generator: torch.Generator) -> int:
+    return values[int(torch.randint(len(values), (), generator=generator))]
 
 
 def _uniform(generator: torch.Generator) -> float:
     return torch.rand((), generator=generator).item()
-
-
-def _split(n_samples: int) -> tuple[Tensor, ...]:
-    """Rows of the train, validation and test splits, 60/20/20."""
-    n_held = n_samples // 5
-    n_train, rows = n_samples - 2 * n_held, torch.arange(n_samples)
-    return rows[:n_train], rows[n_train:-n_held], rows[-n_held:]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.trainees.data import SPLIT_SEED, Dataset
+from lrenv.trainees.data import SPLIT_SEED, Dataset, split_rows
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 """The vocabulary of characters; others read as spaces."""
@@ -115,8 +115,7 @@ def markov_dataset(n_tokens: int, context: int, seed: int, n_samples: int = 5000
         p = torch.softmax((left[steps[-1]] + right[steps[-2]]) @ out * 0.5, 1)
         steps.append(torch.multinomial(p, 1, generator=generator)[:, 0])
     rows = torch.stack(steps, 1)
-    n_held = n_samples // 5
-    parts = rows.split([n_samples - 2 * n_held, n_held, n_held])
+    parts = [rows[part] for part in split_rows(n_samples)]
     note = f"sequences of a random Markov chain of order 2, seed {seed}"
     return _shifted(parts, f"markov-{n_tokens}", n_tokens, note)
 

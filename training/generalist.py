@@ -28,7 +28,7 @@ from lrenv.training.outcome_ppo import (
     OutcomePPO,
     evaluate_actor,
     final_losses,
-    mean_log_ratio,
+    log_changes,
 )
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, progress_bar
@@ -174,7 +174,8 @@ def fine_tune(
             used = spent + time.monotonic() - began
             ended = used >= budget or ppo.updates >= settings.updates
             if ended or ppo.updates % settings.evaluate_every == 0:
-                change = mean_log_ratio(final_losses(ppo.average, selection, workers), before)
+                losses = final_losses(ppo.average, selection, workers)
+                change = log_changes(losses, before).mean().item()
                 writer.add_scalar("selection/log_ratio_to_start", change, ppo.updates)
                 console.print(
                     f"Update {ppo.updates}: losses of selection tasks are {math.exp(change):.4f} "

@@ -298,11 +298,11 @@ def final_losses(actor: Head, tasks: Sequence[Task], workers: Workers = IN_PROCE
     return torch.stack(list(workers.starmap(_final_losses, [(task,) for task in tasks], actor)))
 
 
-def mean_log_ratio(final: Tensor, before: Tensor) -> float:
-    """Mean log ratio of final losses to earlier ones of the same tasks, each at most ±2."""
+def log_changes(final: Tensor, before: Tensor) -> Tensor:
+    """Log ratios of final losses to earlier ones of the same tasks, each at most ±2."""
     change = log_ratios(final, 1.0) - log_ratios(before, 1.0)
     # Not a number is diverged as before.
-    return change.nan_to_num(0.0).clamp(WORST_RETURN, -WORST_RETURN).mean().item()
+    return change.nan_to_num(0.0).clamp(WORST_RETURN, -WORST_RETURN)
 
 
 def _final_losses(task: Task, actor: Head) -> Tensor:

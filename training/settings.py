@@ -26,7 +26,8 @@ class GeneralistSettings:
     """Budget of machine time for PPO, in hours over all restarts; 0 keeps the clone."""
     seed: int = 0
     """Seed of everything random, the tasks of PPO among it; take another one to go on from a policy
-    by PPO on tasks that are new to it. Tasks that are demonstrated or held out stay the same."""
+    by PPO on tasks that are new to it, an even one to go on from broad to diverse. Tasks that are
+    demonstrated or held out stay the same."""
     family: Literal[
         "varied",
         "plain",
@@ -49,7 +50,8 @@ class GeneralistSettings:
         "lasting",
         "diverse",
     ] = "balanced"
-    """Family of the training tasks, see lrenv.trainees.families."""
+    """Family of the training tasks, see lrenv.trainees.families; lasting ones are of 1,000 steps or
+    more, see longest_run."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
     hidden: tuple[str, ...] = ()
