@@ -84,9 +84,8 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
     noise, varied = 0.2 * 20.0 ** _uniform(generator), 0.5 * _uniform(generator)
     patterns = _patterns(n_classes * per_class, channels, size, generator)
 
-    labels = torch.randint(n_classes, (n_samples,), generator=generator)
-    variant = torch.randint(per_class, (n_samples,), generator=generator)
-    x = _moved(patterns[labels * per_class + variant], most, generator)
+    labels, variants = _members(n_classes, per_class, n_samples, generator)
+    x = _moved(patterns[variants], most, generator)
     x = x * torch.exp(varied * torch.randn(n_samples, 1, 1, 1, generator=generator))
     x = x + noise * torch.randn(x.shape, generator=generator)
     return take(
@@ -128,10 +127,9 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
     shape = (n_classes * per_class, n_features)
     centres = apart * torch.randn(shape, generator=generator)
     stretch = torch.randn(n_features, n_features, generator=generator) / math.sqrt(n_features)
-    labels = torch.randint(n_classes, (n_samples,), generator=generator)
-    variant = torch.randint(per_class, (n_samples,), generator=generator)
+    labels, variants = _members(n_classes, per_class, n_samples, generator)
     x = torch.randn(n_samples, n_features, generator=generator) @ stretch
-    x = x + centres[labels * per_class + variant] / math.sqrt(n_features)
+    x = x + centres[variants] / math.sqrt(n_features)
     x = _spoiled(x, generator)
     rows = split_rows(n_samples)
     std, mean = torch.std_mean(x[rows[0]], dim=0)
@@ -145,6 +143,15 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
         n_classes=n_classes,
         note=f"Gaussian clusters, stretched and skewed, seed {seed}",
     )
+
+
+def _members(
+    n_classes: int, per_class: int, n_samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The class of each example, and which of all classes' variants it is, ``(n,)`` each."""
+    labels = torch.randint(n_classes, (n_samples,), generator=generator)
+    variant = torch.randint(per_class, (n_samples,), generator=generator)
+    return labels, labels * per_class + variant
 
 
 def _patterns(count: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
