@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
             low, high = bootstrap_interval([[value] for value in means.tolist()])
             mean = f"{means.mean().exp():.3f} ({low:.3f}-{high:.3f})"
             lower = f"{(means < 0).float().mean():.0%}"
-            table.add_row(family, str(len(drawn)), mean, f"{means.median().exp():.3f}", lower)
+            table.add_row(family, str(len(drawn)), mean, f"{means.quantile(0.5).exp():.3f}", lower)
     console.print(table)
     numbers = {family: [task.seed for task in drawn] for family, drawn in tasks.items()}
     head = {**asdict(settings), "output": str(settings.output)}
