@@ -61,7 +61,7 @@ class LossReports:
         if self._last is None:
             warnings.warn(
                 "Expected a training loss, got none: the policy decides without it. Call "
-                "scheduler.step(loss).",
+                "scheduler.step(loss) after every optimizer step.",
                 stacklevel=4,
             )
             self._last = torch.full_like(self._like, _UNKNOWN_LOSS)
