@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import lrenv.registration  # noqa: F401
 from lrenv import InputError, LRScheduleEnv
 from lrenv.episode import DIVERGED_REWARD
-from lrenv.observation import FEATURES
+from lrenv.observation import BOUNDS, FEATURES
 from lrenv.policies.sb3 import extract_actor, policy_kwargs
 from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.language_model import TINY
@@ -37,6 +37,14 @@ def episode(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[list[np.ndarr
         if terminated:
             break
     return seen, rewards
+
+
+def test_the_space_bounds_each_feature_of_a_decision():
+    space = gym.make("lrenv/MLP-MNIST-v0").observation_space
+
+    np.testing.assert_array_equal(space.high.reshape(80, -1), np.float32([BOUNDS] * 80))
+    np.testing.assert_array_equal(space.low, -space.high)
+    assert set(BOUNDS) == {5.0, 10.0}
 
 
 @pytest.mark.parametrize("env_id", IDS)

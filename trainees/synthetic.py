@@ -33,11 +33,7 @@ def teacher_dataset(
         InputError: Fewer than 1 feature, 2 classes (1 output), or 5 samples a class are asked for.
     """
     least = 1 if numbers else 2
-    if n_features < 1 or n_classes < least or n_samples < 5 * n_classes:
-        raise InputError(
-            f"expected n_features >= 1, n_classes >= {least} and n_samples >= 5 * n_classes, "
-            f"got {n_features}, {n_classes} and {n_samples}"
-        )
+    _check({"n_features": (n_features, 1), "n_classes": (n_classes, least)}, n_samples)
     generator = generator_of(seed)
 
     def gaussian(rows: int, columns: int) -> Tensor:
@@ -74,11 +70,7 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
     Raises:
         InputError: Fewer than 2 classes, 4 pixels, or 5 samples a class are asked for.
     """
-    if n_classes < 2 or size < 4 or n_samples < 5 * n_classes:
-        raise InputError(
-            f"expected n_classes >= 2, size >= 4 and n_samples >= 5 * n_classes, got {n_classes}, "
-            f"{size} and {n_samples}"
-        )
+    _check({"n_classes": (n_classes, 2), "size": (size, 4)}, n_samples)
     generator = generator_of(seed)
     channels, per_class, most = (_pick(v, generator) for v in ((1, 1, 3), (1, 2, 3), (0, 1, 2)))
     noise, varied = 0.2 * 20.0 ** _uniform(generator), 0.5 * _uniform(generator)
@@ -115,11 +107,7 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
     Raises:
         InputError: Fewer than 1 column, 2 classes, or 5 samples a class are asked for.
     """
-    if n_features < 1 or n_classes < 2 or n_samples < 5 * n_classes:
-        raise InputError(
-            f"expected n_features >= 1, n_classes >= 2 and n_samples >= 5 * n_classes, got "
-            f"{n_features}, {n_classes} and {n_samples}"
-        )
+    _check({"n_features": (n_features, 1), "n_classes": (n_classes, 2)}, n_samples)
     generator = generator_of(seed)
     per_class = _pick((1, 2, 3), generator)
     apart, random_share = 0.5 * 8.0 ** _uniform(generator), 0.1 * _uniform(generator) ** 2
@@ -143,6 +131,17 @@ def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) 
         n_classes=n_classes,
         note=f"Gaussian clusters, stretched and skewed, seed {seed}",
     )
+
+
+def _check(sizes: dict[str, tuple[int, int]], n_samples: int) -> None:
+    """Refuse sizes, given with the least of each, and fewer than 5 samples a class."""
+    n_classes, _ = sizes["n_classes"]
+    if any(value < least for value, least in sizes.values()) or n_samples < 5 * n_classes:
+        expected = ", ".join(f"{name} >= {least}" for name, (_, least) in sizes.items())
+        got = ", ".join(str(value) for value, _ in sizes.values())
+        raise InputError(
+            f"expected {expected} and n_samples >= 5 * n_classes, got {got} and {n_samples}"
+        )
 
 
 def _members(
