@@ -131,7 +131,7 @@ class Controller:
         self.deciding = False
         self.memory: dict[str, Any] = {}
         """What the policy that decides for these runs remembers of them; not part of the state."""
-        self.lr = torch.full((n_runs,), first, device=device)
+        self.lr = torch.full((n_runs,), first, dtype=torch.float32, device=device)
         self._start_lr: Tensor | None = None
         self._found = torch.zeros(n_runs, dtype=torch.bool, device=device)
         self.unfit = self._exploded = torch.zeros_like(self._found)
@@ -142,7 +142,7 @@ class Controller:
         self.ceiling: Tensor | None = None
         """Bound of all later LRs, ``(r,)``, or None."""
         self._index = 0
-        self._meter, self._average = StepMeter(total), average
+        self._meter, self._average = StepMeter(total, device), average
         self._losses: list[Tensor] = []
         self._stats: list[StepStats] = []
 
@@ -155,6 +155,18 @@ class Controller:
     def measuring(self) -> bool:
         """Whether the coming optimizer step is measured."""
         return not self.done and self.step >= self.plan.ends[self._index] - self.plan.measured
+
+    def forget_layers(self) -> None:
+        """Begin anew with what is measured of layers, as others of them train from now on."""
+        self._meter.forget()
+        self._stats = []
+        if isinstance(self.observer, ScaleFreeObserver):
+            self.observer.forget_layers()
+
+    def stop_rising(self) -> None:
+        """Let no later LR be above this one; nothing while it is only a probe."""
+        if self._start_lr is not None:
+            self.ceiling = self.lr.clone()
 
     def before_update(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Measure parameters and gradients ahead of the optimizer step, if it is measured."""
@@ -248,7 +260,8 @@ class Controller:
     def state_dict(self) -> dict[str, Any]:
         """Return the state at any step as tensors and plain values."""
         plain = {name: getattr(self, name) for name in _PLAIN_STATE}
-        plain["_losses"] = list(self._losses)
+        # one tensor, as there may be one loss a step of a long interval
+        plain["_losses"] = torch.stack(self._losses) if self._losses else []
         return {
             **plain,
             "total_steps": self.plan.total_steps,

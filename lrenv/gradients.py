@@ -25,6 +25,24 @@ class GradientReader:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.places: list[int] = []
+        self._shapes: list[torch.Size] = []
+
+    def choose(self) -> bool:
+        """Choose parameters anew where none of them trains any more, or their shapes changed.
+
+        Returns:
+            Whether it did.
+        """
+        params = self._all()
+        read = [params[i] for i in self.places if i < len(params)]
+        shapes = [p.shape for p in read]
+        same = len(read) == len(self.places) and shapes == (self._shapes or shapes)
+        frozen = all(p.grad is None for p in read) and any(p.grad is not None for p in params)
+        self._shapes = shapes
+        if not self.places or (same and not frozen):
+            return False
+        self.places, self._shapes = [], []
+        return True
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters, or this process's shards, as those of one run, ``(1, ...)`` each.
@@ -43,7 +61,7 @@ class GradientReader:
         return _as_runs(grads if scale is None else [grad / scale for grad in grads])
 
     def _read(self) -> list[Tensor]:
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        params = self._all()
         if not self.places:
             self.places = [i for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
             if not self.places:
@@ -53,7 +71,11 @@ class GradientReader:
                 )
         return [params[i] for i in self.places]
 
+    def _all(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
 
 def _as_runs(tensors: Sequence[Tensor]) -> list[Tensor]:
     own = [own_shard(t.detach()) for t in tensors]
-    return [(t.to_dense() if t.is_sparse else t)[None] for t in own]
+    dense = [t.to_dense() if t.is_sparse else t for t in own]
+    return [(torch.view_as_real(t) if t.is_complex() else t)[None] for t in dense]

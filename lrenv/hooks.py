@@ -78,6 +78,8 @@ def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) ->
 
     pre = optimizer.register_step_pre_hook(before)
     post = optimizer.register_step_post_hook(after)
+    for hook in (pre, post):
+        weakref.finalize(listener, hook.remove).atexit = False
     if first:
         _put_first(optimizer._optimizer_step_pre_hooks, pre.id)
         _put_first(optimizer._optimizer_step_post_hooks, post.id)
@@ -102,9 +104,12 @@ def split_groups(optimizer: Optimizer) -> None:
     The optimizer's state stays; states saved from then on have the new groups.
     """
     groups = [
-        {**{k: _copy(v) for k, v in group.items()}, "params": [param]}
+        {
+            **{k: _copy(v) for k, v in group.items()},
+            **{k: v[i : i + 1] for k, v in group.items() if k in ("params", "param_names")},
+        }
         for group in optimizer.param_groups
-        for param in group["params"]
+        for i in range(len(group["params"]))
     ]
     optimizer.param_groups[:] = groups
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
+from lrenv.observation import finite_mean
 
 _UNKNOWN_LOSS = 1.0
 
@@ -44,7 +45,8 @@ class LossReports:
 
     def set_closure(self, loss: Any) -> None:
         """Take in what the closure of the optimizer step returned, or None."""
-        self._closure = loss.detach() if isinstance(loss, Tensor) else None
+        known = isinstance(loss, Tensor | float)
+        self._closure = torch.as_tensor(loss).detach() if known else None
 
     def drop(self) -> None:
         """Forget the training losses since the last step."""
@@ -54,7 +56,8 @@ class LossReports:
         """Mean of the losses since the last step, or else the closure's, or else the last one."""
         if self._given:
             several = len(self._given) > 1
-            self._last = torch.stack(self._given).mean(0) if several else self._given[0]
+            # A loss that is not finite may be of a step that was skipped.
+            self._last = finite_mean(torch.stack(self._given, 1)) if several else self._given[0]
             self.drop()
         elif self._closure is not None:
             self._last = self._closure.reshape(1).to(self._like, copy=True)

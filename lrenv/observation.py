@@ -22,6 +22,7 @@ CLIP = 5.0
 """Bound of most scale-free features."""
 
 _TINY = 1e-12
+_LAYERWISE = {"grad_norm": 3.0, "lc": 6.0}  # and what their log ratios are divided by
 _LOSS_PATCHES = 8
 _LAYER_PATCHES = 4
 
@@ -140,6 +141,7 @@ class ScaleFreeObserver:
             return
         if "loss" not in self._memo:
             self._set_references(self._early, start_lr)
+        self._refer_layers([s for early in self._early for s in early.stats])
         self._early = []
         rows = {
             **self._progress(interval),
@@ -156,6 +158,11 @@ class ScaleFreeObserver:
         bounds = like.new_tensor(BOUNDS)
         token = torch.nan_to_num(torch.stack(columns, 1), 0.0, torch.inf, -torch.inf)
         self.tokens.append(token.clamp(-bounds, bounds))
+
+    def forget_layers(self) -> None:
+        """Relate layers to what is measured next, as others of them train from now on."""
+        for name in _LAYERWISE:
+            self._memo.pop(name, None)
 
     def padded(self) -> Tensor:
         """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
@@ -217,13 +224,17 @@ class ScaleFreeObserver:
         stats = [s for interval in intervals for s in interval.stats]
         losses = torch.cat([interval.losses for interval in intervals], 1)
         self._memo["loss"] = finite_mean(losses).clamp_min(_TINY)
-        for name in ("grad_norm", "lc"):
-            first = finite_mean(torch.stack([getattr(s, name) for s in stats], -1))
-            floor = 1e-3 * first.amax(1, keepdim=True).clamp_min(_TINY)
-            self._memo[name] = torch.maximum(first, floor)
         self._memo["param_norm"] = stats[0].param_norm
         self._memo["start_lr"] = start_lr
         self._memo["path"] = self._memo["squares"] = torch.zeros_like(start_lr)
+
+    def _refer_layers(self, stats: Sequence[StepStats]) -> None:
+        """Set what layers are related to, where there is nothing finite yet."""
+        for name in _LAYERWISE:
+            first = finite_mean(torch.stack([getattr(s, name) for s in stats], -1))
+            floor = 1e-3 * first.amax(1, keepdim=True).clamp_min(_TINY)
+            known = self._memo.get(name, torch.full_like(first, torch.nan))
+            self._memo[name] = torch.where(known.isnan(), torch.maximum(first, floor), known)
 
     def _progress(self, interval: Interval) -> dict[str, Tensor | float]:
         traits = self._traits
@@ -249,7 +260,9 @@ class ScaleFreeObserver:
 
     def _losses(self, interval: Interval) -> dict[str, Tensor]:
         losses = interval.losses.clamp_min(_TINY)
-        level = torch.log(finite_mean(losses) / self._memo["loss"])
+        mean, first = finite_mean(losses), self._memo["loss"]
+        self._memo["loss"] = first = torch.where(first.isnan(), mean, first)
+        level = torch.log(mean / first)
         level = level.nan_to_num(nan=2 * CLIP)  # without a finite loss: as bad as can be shown
         best = torch.fmin(self._memo.get("best", level), level)
         self._memo["best"] = best
@@ -270,10 +283,13 @@ class ScaleFreeObserver:
         if interval.val_loss is None:
             return {"val_given": 0.0, "val_loss": 0.0, "val_over_best": 0.0}
         value = interval.val_loss.clamp_min(_TINY)
-        level = torch.log(value / self._memo.setdefault("first_val", value))
+        first = self._memo.get("first_val", value)
+        self._memo["first_val"] = first = torch.where(first.isfinite(), first, value)
+        level = torch.log(value / first)
         best = torch.fmin(self._memo.get("best_val", level), level)
         self._memo["best_val"] = best
-        return {"val_given": 1.0, "val_loss": level / 2, "val_over_best": 5 * (level - best)}
+        given = (~level.isnan()).to(level)
+        return {"val_given": given, "val_loss": level / 2, "val_over_best": 5 * (level - best)}
 
     def _lr(self, interval: Interval) -> dict[str, Tensor]:
         level = torch.log(interval.lr / self._memo["start_lr"])
@@ -281,7 +297,7 @@ class ScaleFreeObserver:
 
     def _layers(self, stats: Sequence[StepStats]) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
-        for name, scale in (("grad_norm", 3.0), ("lc", 6.0)):
+        for name, scale in _LAYERWISE.items():
             values = torch.stack([getattr(s, name) for s in stats], -1)
             ratio = torch.log(values.clamp_min(_TINY**2)).mean(-1) - torch.log(self._memo[name])
             rows |= _quantiles(name, ratio / scale)
@@ -297,7 +313,7 @@ class ScaleFreeObserver:
             cosine = torch.stack([getattr(s, name) for s in stats], -1).nanmean(-1)
             rows[name] = cosine.sign() * cosine.abs().sqrt()
         start = self._memo["param_norm"] + _TINY
-        moved = torch.stack([s.update_norm for s in stats], -1).mean(-1)
+        moved = torch.stack([s.update_norm for s in stats], -1).mean(-1).nan_to_num(0.0, 0.0)
         self._memo["path"] = self._memo["path"] + moved * interval.losses.shape[1]
         rows["weight_growth"] = 2 * torch.log(stats[-1].param_norm / start)
         rows["distance"] = (torch.log10(stats[-1].distance / start + 1e-6) + 1) / 2
@@ -315,7 +331,7 @@ class ScaleFreeObserver:
         loss = torch.log(pad_left(self.window.loss.clamp_min(_TINY)))
         now = torch.log(self._memo["loss"]) + self._memo["level"]
         rows = _patch_means("window_loss", loss - now[:, None], _LOSS_PATCHES)
-        for name, scale in (("grad_norm", 3.0), ("lc", 6.0)):
+        for name, scale in _LAYERWISE.items():
             medians = self._medians(name, n_steps) / scale
             rows |= _patch_means(f"window_{name}", pad_left(medians), _LAYER_PATCHES)
         return rows
@@ -326,7 +342,7 @@ class ScaleFreeObserver:
         values = getattr(self.window, name)
         values = (values if known is None else values[:, -n_steps:]).clamp_min(_TINY**2)
         ratio = torch.log(values) - torch.log(self._memo[name])[:, None]
-        medians = ratio.median(-1).values
+        medians = _median(ratio)
         if known is not None:
             medians = torch.cat([known, medians], 1)[:, -WINDOW:]
         self._memo[f"{name}_medians"] = medians
@@ -338,11 +354,16 @@ def finite_mean(values: Tensor) -> Tensor:
     return torch.where(values.isfinite(), values, torch.nan).nanmean(-1)
 
 
+def _median(values: Tensor) -> Tensor:
+    """Lower median over the last dimension; torch's own is not deterministic on GPUs."""
+    return values.sort(-1).values[..., (values.shape[-1] - 1) // 2]
+
+
 def _quantiles(name: str, values: Tensor) -> dict[str, Tensor]:
     """Minimum, median and maximum over layers of ``(r, l)``."""
     return {
         f"{name}_min": values.amin(1),
-        f"{name}_median": values.median(1).values,
+        f"{name}_median": _median(values),
         f"{name}_max": values.amax(1),
     }
 

@@ -6,6 +6,7 @@ The processes are those of torch.distributed's default group, training one model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,7 +28,7 @@ def mean_where_given(value: float | None, like: Tensor) -> Tensor | None:
     """Mean over the ranks that have a value, shaped like a tensor; None if no rank has one."""
     if not several():
         return None if value is None else torch.full_like(like, value)
-    row = [0.0, 0.0] if value is None else [value, 1.0]
+    row = [0.0, 0.0] if value is None or math.isnan(value) else [value, 1.0]
     summed, count = total(torch.tensor(row, device=like.device)).tolist()
     return torch.full_like(like, summed / count) if count else None
 

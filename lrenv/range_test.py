@@ -2,7 +2,7 @@
 
 Sources: Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (section 3.3), for the
 exponential sweep; LRBench (TIST 2023) for the grid of fixed LRs and the range within a share of the
-best. Everything is as it was afterwards: model, optimizer, random numbers, modes.
+best. Everything is as it was afterwards: model, optimizer, torch's random numbers, modes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lrenv.errors import InputError
 from lrenv.hooks import set_lr, silenced
-from lrenv.rollback import Snapshot, same_modes_and_random_numbers
+from lrenv.rollback import RandomNumbers, Snapshot, same_modes_and_random_numbers
 
 BELOW_BEST = 5.5
 """The suggestion of a sweep is that much below the LR of the lowest loss: the median factor to the
@@ -136,7 +136,7 @@ def range_test(
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]
     job = _Job(model, optimizer, batches, loss or model_loss, accumulate, precision)
-    with _restored(model, optimizer):
+    with _restored(model, optimizer, batches):
         if mode == "sweep":
             return _judge(lrs, *_sweep(job, lrs))
         found = _grid(job, lrs, steps, validation)
@@ -183,11 +183,13 @@ class _Job:
         self._precision = precision
         self._device = next(model.parameters()).device
         unit = float(optimizer.param_groups[0]["lr"]) or 1.0
+        self._random = RandomNumbers(model, batches)
         self._ratios = [float(group["lr"]) / unit for group in optimizer.param_groups]
         self.restart()
 
     def restart(self) -> None:
-        """Begin again with the first batch."""
+        """Begin again with the first batch, and the same random numbers."""
+        self._random.restore()
         self._stream = _endless(self._batches)
         half = self._precision == torch.float16
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=half)
@@ -309,11 +311,11 @@ def _suggest(
 
 
 @contextmanager
-def _restored(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+def _restored(model: nn.Module, optimizer: Optimizer, batches: Any) -> Iterator[None]:
     """Bring everything back that training changes, also after an exception."""
     saved = Snapshot(model, optimizer)
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    with same_modes_and_random_numbers(model), silenced(optimizer):
+    with same_modes_and_random_numbers(model, batches), silenced(optimizer):
         try:
             yield
         finally:
@@ -338,7 +340,8 @@ def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {name: _to(value, device) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(_to(value, device) for value in batch)
+        items = [_to(value, device) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch
 
 

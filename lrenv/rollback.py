@@ -15,6 +15,24 @@ from lrenv.errors import InputError
 from lrenv.hooks import set_lr
 
 
+class Buffers:
+    """A copy of a model's buffers, which modules change in place or put others in the place of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._values = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring them back, the same tensors with the same values."""
+        for module, name, buffer, value in self._values:
+            module._buffers[name] = buffer.copy_(value)
+
+
 class Snapshot:
     """A copy of what training changes: trained parameters, buffers, and all of the optimizer.
 
@@ -24,7 +42,9 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self._values = [(tensor, tensor.detach().clone()) for tensor in _changing(model)]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._values = [(param, param.detach().clone()) for param in trained]
+        self._buffers = Buffers(model)
         self._state = {param: _copy(state) for param, state in optimizer.state.items()}
         self._groups = [_settings(group) for group in optimizer.param_groups]
         self._lrs = [(group["lr"], float(group["lr"])) for group in optimizer.param_groups]
@@ -32,8 +52,9 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, optimizer: Optimizer) -> None:
         """Bring all of it back, in place; groups added since keep what they have."""
-        for tensor, value in self._values:
-            tensor.copy_(value)
+        for weights, value in self._values:
+            weights.copy_(value)
+        self._buffers.restore()
         for param in list(optimizer.state):
             if param not in self._state:
                 del optimizer.state[param]
@@ -93,22 +114,42 @@ class Rollback:
         return False
 
 
+class RandomNumbers:
+    """Torch's random states: of the CPU, of a model's GPUs, and of a loader's own generator.
+
+    Args:
+        model: The model.
+        loader: Batches, whose attribute ``generator`` is such a one where it has any.
+    """
+
+    def __init__(self, model: nn.Module, loader: Any = None) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        gpus = {t.device for t in tensors if t.device.type == "cuda"}
+        self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
+        self._cpu = torch.get_rng_state()
+        own = getattr(loader, "generator", None)
+        self._own = (own, own.get_state()) if isinstance(own, torch.Generator) else None
+
+    def restore(self) -> None:
+        """Bring all of them back."""
+        torch.set_rng_state(self._cpu)
+        for gpu, state in self._gpus.items():
+            torch.cuda.set_rng_state(state, gpu)
+        if self._own:
+            self._own[0].set_state(self._own[1])
+
+
 @contextmanager
-def same_modes_and_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Bring back whether each module trains, and the random states of CPU and the model's GPUs."""
+def same_modes_and_random_numbers(model: nn.Module, loader: Any = None) -> Iterator[None]:
+    """Bring back whether each module trains, and :class:`RandomNumbers`."""
     modes = {module: module.training for module in model.modules()}
-    tensors = [*model.parameters(), *model.buffers()]
-    gpus = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
-    with torch.random.fork_rng(gpus):
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-def _changing(model: nn.Module) -> list[Tensor]:
-    return [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
+    random = RandomNumbers(model, loader)
+    try:
+        yield
+    finally:
+        random.restore()
+        for module, training in modes.items():
+            module.training = training
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

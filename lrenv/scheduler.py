@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv import processes
 from lrenv.adaptive.lc import LCSensitivityLR
+from lrenv.advice import CUT, IDLE, NEGATIVE, OVERRUN, SHORT, Advice
 from lrenv.controller import Controller, Decision
 from lrenv.decision_log import log_entry
-from lrenv.decisions import check_total_steps
+from lrenv.decisions import CALIBRATION_STEPS, check_total_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
 from lrenv.gradients import GradientReader
@@ -108,9 +108,9 @@ class LearnedLR(LRScheduler):
         self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         params = [p for group in optimizer.param_groups for p in group["params"]]
         device = params[0].device if params else torch.device("cpu")
-        self._made_for, self._open = total_steps, total_steps is None
+        self._open, self._advice = total_steps is None, Advice()
         self.controller = Controller(
-            _HORIZON if total_steps is None else total_steps,
+            _HORIZON if total_steps is None else _long_enough(total_steps),
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
@@ -118,16 +118,12 @@ class LearnedLR(LRScheduler):
             average=processes.mean,
             total=processes.total_of(params),
         )
+        self._made_for = None if self._open else self.controller.plan.total_steps
         if total_steps is not None and total_steps < _SHORTEST:
-            warnings.warn(
-                f"Expected a run of at least {_SHORTEST} optimizer steps, as most in training are, "
-                f"got {total_steps}: its LR may get too high; rollback=model is a way back.",
-                stacklevel=2,
-            )
+            self._advice.give(SHORT, 1, least=_SHORTEST, steps=total_steps)
         self.decisions: list[dict[str, Any]] = []
         self._reader = GradientReader(optimizer)
-        self._unreported = False
-        self._overrun = self._warned = False
+        self._unreported = self._skipped = False
         self._reports = LossReports(self.controller.lr)
         self._rollback = None if rollback is None else Rollback(rollback, optimizer)
         super().__init__(optimizer)
@@ -148,8 +144,8 @@ class LearnedLR(LRScheduler):
         """Report the optimizer step just taken; sets the LR of the next one.
 
         Args:
-            metrics: Training loss, a scalar. Of several since the last optimizer step the mean
-                counts, as under gradient accumulation; if there is none, the last one.
+            metrics: Training loss, a scalar of at least 0. Of several since the last optimizer step
+                the mean counts, as under gradient accumulation; if there is none, the last one.
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
@@ -162,11 +158,7 @@ class LearnedLR(LRScheduler):
             self.last_epoch = 0
             self._apply()
         elif self._step_count == _IDLE and self.controller.step == 0:
-            warnings.warn(
-                f"Expected optimizer.step() ahead of scheduler.step(), got {_IDLE} steps of the "
-                "scheduler and none of its optimizer; the LR stays where it is.",
-                stacklevel=2,
-            )
+            self._advice.give(IDLE, 1, steps=_IDLE)
 
     def report(
         self, loss: Tensor | float | None = None, *, val_loss: Tensor | float | None = None
@@ -201,8 +193,9 @@ class LearnedLR(LRScheduler):
         Raises:
             InputError: The run is at or past the new end.
         """
-        self._open, self._overrun = False, False
         self.controller.replan(total_steps)
+        self._open = False
+        self._advice.forget(OVERRUN)
 
     def finish(self, steps: int) -> None:
         """Bring the run to its end within further optimizer steps; the LR does not rise any more.
@@ -215,8 +208,8 @@ class LearnedLR(LRScheduler):
                 f"Expected steps to be a whole number of at least 1, got {steps!r}; name how many "
                 "are left."
             )
-        self.controller.ceiling = self.controller.lr.clone()
         self.set_total_steps(self.controller.step + steps)
+        self.controller.stop_rising()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: plain values and tensors; the policy enters by name and hash."""
@@ -279,7 +272,7 @@ class LearnedLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         if self._rollback:
             self._rollback.reset()
-        self._overrun = False
+        self._advice.forget(OVERRUN)
         if new_length is not None:
             self.set_total_steps(new_length)
         if not self._waiting:
@@ -294,6 +287,12 @@ class LearnedLR(LRScheduler):
         """Measure the gradients; called within ``optimizer.step()``."""
         if self._waiting:
             return
+        # Torch's gradient scaler has fused optimizers do nothing where gradients overflow, within
+        # their step. To read that is to wait for the device, so only where a step is measured.
+        overflow = getattr(self.optimizer, "found_inf", None)
+        self._skipped = self.controller.measuring and overflow is not None and bool(overflow)
+        if self._skipped:
+            return
         new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
         for group in new_groups:
             group["initial_lr"] = float(group["lr"])
@@ -303,11 +302,13 @@ class LearnedLR(LRScheduler):
             self._apply()
         self._reports.set_closure(loss)
         if self.controller.measuring:
+            if self._reader.choose():
+                self.controller.forget_layers()
             self.controller.before_update(self._reader.parameters(), self._reader.gradients())
 
     def after_step(self) -> None:
         """Measure the update; called within ``optimizer.step()``."""
-        if self._waiting:
+        if self._waiting or self._skipped:
             return
         if self.controller.measuring:
             self.controller.after_update(self._reader.parameters())
@@ -323,14 +324,7 @@ class LearnedLR(LRScheduler):
         self._unreported = False
         controller = self.controller
         if controller.done:
-            if not self._overrun:
-                warnings.warn(
-                    f"Expected {controller.plan.total_steps} optimizer steps, got more; the LR "
-                    "stays where it is. Pass the length of the whole run as total_steps, or change "
-                    "it by set_total_steps().",
-                    stacklevel=3,
-                )
-            self._overrun = True
+            self._advice.give(OVERRUN, 2, steps=controller.plan.total_steps)
             self._reports.drop()
             return
         if controller.end_step(self._reports.take()):
@@ -339,6 +333,8 @@ class LearnedLR(LRScheduler):
             val_loss = self._reports.take_val()
             controller.close(processes.mean_where_given(val_loss, controller.lr))
             if controller.deciding:
+                if bool((controller.observer.window.loss < 0).any()):
+                    self._advice.give(NEGATIVE, 2)
                 decision = controller.act(self.policy.act(controller))
                 processes.share(controller.lr)
                 state = bool(controller.unfit), bool(controller.calm)
@@ -348,19 +344,19 @@ class LearnedLR(LRScheduler):
 
     def _log(self, decision: Decision, rolled_back: bool) -> None:
         entry = log_entry(self.controller, decision, rolled_back)
-        if entry["guard"] and not rolled_back and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"At step {decision.step} {entry['guard']}, and the LR was cut; the weights stay "
-                "as they are. With rollback=model a run comes back to its last good ones.",
-                stacklevel=5,
-            )
+        if entry["guard"] and not rolled_back:
+            self._advice.give(CUT, 3, step=decision.step, reason=entry["guard"])
         self.decisions.append(entry)
 
     def _apply(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             set_lr(group, float(lr))
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def _long_enough(total_steps: int) -> int:
+    """The length to plan for: trials of one to three steps end ahead of theirs."""
+    return max(check_total_steps(total_steps, 1), CALIBRATION_STEPS + 1)
 
 
 def _check_unit(optimizer: Optimizer) -> None:

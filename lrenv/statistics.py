@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
 
 import torch
@@ -120,10 +121,15 @@ class StepMeter:
 
     Args:
         total: Sums over processes, where each of them has a shard of the parameters.
+        device: Where statistics are wanted; a model may be spread over several.
     """
 
-    def __init__(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
-        self._total = total
+    def __init__(
+        self,
+        total: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._total, self._device = total, device
         self._sizes: list[int] = []
         self._layers: list[int] = []
         # Samples lie by layers, those of one width together, so that one operation serves them all.
@@ -189,9 +195,13 @@ class StepMeter:
             distance=self._layer_squares(now - self._start).sum(1).sqrt(),
         )
 
+    def forget(self) -> None:
+        """Begin anew, with other parameters or from where these are."""
+        self._start = self._theta = self._last = None
+
     def state_dict(self) -> dict[str, object]:
         """Return the state as tensors and plain values."""
-        return {name: value for name, value in vars(self).items() if name != "_total"}
+        return {k: value for k, value in vars(self).items() if k not in ("_total", "_device")}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take back what :meth:`state_dict` returned."""
@@ -212,23 +222,24 @@ class StepMeter:
         self._order = sorted(range(len(shapes)), key=lambda k: layers.index(self._layers[k]))
         self._blocks = [(n, len(list(same))) for n, same in groupby(widths[k] for k in layers)]
         counts_of = [len(list(same)) for _, same in groupby(self._layers)]
-        self._counts = torch.tensor(counts_of, device=params[0].device)
+        self._counts = torch.tensor(counts_of, device=self._device)
         places = sorted(range(len(layers)), key=layers.__getitem__)
-        self._places = torch.tensor(places, device=params[0].device)
+        self._places = torch.tensor(places, device=self._device)
         self._in_place = places == list(range(len(places)))
         self._strides = torch.cat(
             [
-                params[0].new_full((taken[k],), counts[k] / max(1, taken[k]), dtype=torch.float32)
+                torch.full((taken[k],), counts[k] / max(1, taken[k]), dtype=torch.float32)
                 for k in self._order
             ]
-        )
+        ).to(self._device)
         # Weights that start at 0, such as LoRA's B, count as having a root mean square of 1e-3.
         size = self._sum(self._strides.sum())
         self._least_norm = _LEAST_RMS * math.sqrt(float(size))
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [
-            tensors[k].reshape(tensors[k].shape[0], -1)[:, :: self._sizes[k]] for k in self._order
+            tensors[k].reshape(len(tensors[k]), -1)[:, :: self._sizes[k]].to(self._device)
+            for k in self._order
         ]
         return torch.cat(parts, 1).float()
 
@@ -243,13 +254,13 @@ class StepMeter:
         return joined if self._in_place else joined.index_select(1, self._places)
 
     def _layer_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        precise = torch.promote_types(grads[0].dtype, torch.float32)
+        precise = reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)
         if len(grads[0]) == 1:
-            norms = torch.stack(torch._foreach_norm(list(grads), 2, precise))[:, None]
+            found = [norm[None] for norm in torch._foreach_norm(list(grads), 2, precise)]
         else:
             rows = [grad.reshape(len(grad), -1) for grad in grads]
-            norms = torch.stack([torch.linalg.vector_norm(r, dim=1, dtype=precise) for r in rows])
-        squares = norms.float().square()
+            found = [torch.linalg.vector_norm(r, dim=1, dtype=precise) for r in rows]
+        squares = torch.stack([norm.to(self._device) for norm in found]).float().square()
         layers = torch.segment_reduce(squares, "sum", lengths=self._counts, axis=0)
         return self._sum(layers.T).sqrt()
 

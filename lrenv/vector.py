@@ -168,6 +168,7 @@ class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._over: Bools = np.zeros(self.num_envs, np.bool_)
+        self._started = False
 
     def reset(
         self,
@@ -181,8 +182,8 @@ class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
             seed: One seed an environment; a single one is counted up.
             options: ``"trainee_seed"``: seeds of the runs themselves, one an environment.
         """
-        if isinstance(seed, int):
-            seed = [seed + i for i in range(self.num_envs)]
+        if isinstance(seed, (int, np.integer)):
+            seed = [int(seed) + i for i in range(self.num_envs)]
         for slot, value in enumerate(seed or []):
             if value is not None:
                 self._core.seed(slot, value)
@@ -192,12 +193,15 @@ class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         each = None if own is None else [{"trainee_seed": s} for s in own]
         self._core.reset(np.flatnonzero(mask).tolist(), each)
         self._over[mask] = False
+        self._started = True
         return self._core.observations.copy(), {}
 
     def step(
         self, actions: Floats
     ) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Decide in every environment; those that were over start anew and ignore the action."""
+        if not self._started:
+            raise gym.error.ResetNeeded("Expected a call of reset() before step(), got none.")
         fresh = np.flatnonzero(self._over).tolist()
         rewards, over, rows = self._core.step(np.asarray(actions, np.float32))
         if fresh:

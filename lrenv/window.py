@@ -96,6 +96,9 @@ class StepWindow:
             recent = new.narrow(
                 time, max(0, new.shape[time] - WINDOW), min(new.shape[time], WINDOW)
             )
+            if new.ndim == 3 and not self._empty and old.shape[2] != new.shape[2]:
+                # Other layers train than before: all of them get the mean of those.
+                old = old.mean(2, keepdim=True).expand(-1, -1, new.shape[2])
             joined = recent if self._empty else torch.cat([old, recent], time)
             kept = min(joined.shape[time], WINDOW)
             # a copy, so that no more than the window stays in memory

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -174,7 +175,8 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
         )
     classic = card["preset"] == "classic"
     features = card["features"]
-    actor = Head("classic", len(features)) if classic else build_actor(features)
+    with _float32_by_default():
+        actor = Head("classic", len(features)) if classic else build_actor(features)
     try:
         actor.load_state_dict(load_file(weights), strict=True)
     except (SafetensorError, RuntimeError) as error:
@@ -183,6 +185,16 @@ def load_policy(name_or_path: str | Path = DEFAULT_POLICY) -> FrozenPolicy:
             f"Expected weights that fit the card {card_path}, got: {reason}."
         ) from None
     return FrozenPolicy(actor, card)
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """ALR by hand: averages, score, bounds, resume."""
 
+import copy
 import math
 
 import pytest
@@ -73,6 +74,18 @@ def test_norms_that_are_not_finite_are_skipped_and_bounds_kept() -> None:
     assert scheduler.get_last_lr() == pytest.approx([0.75 + 0.25 * 0.9])
     with pytest.raises(InputError, match=r"min_lr below max_lr, got 2\.0 and 1\.0"):
         ALRScheduler(optimizer, min_lr=2.0, max_lr=1.0)
+
+
+def test_copies_act_and_groups_may_be_added() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+    first = ALRScheduler(optimizer)
+    for scheduler in (first, copy.deepcopy(first)):
+        owned = scheduler.optimizer
+        owned.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.2})
+        step(owned, [3.0, 4.0])
+        lrs = scheduler.get_last_lr()
+        assert lrs[1] == pytest.approx(2 * lrs[0])
+        assert lrs[0] < 0.1
 
 
 def test_resume_is_exact() -> None:

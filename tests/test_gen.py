@@ -1,5 +1,6 @@
 """GeN and Hi-DLR on quadratics with known curvature; probes leave nothing behind."""
 
+import copy
 import math
 
 import pytest
@@ -129,6 +130,60 @@ def test_probes_leave_nothing_behind() -> None:
     assert torch.equal(random, other)
 
 
+def test_weights_are_behind_the_step_where_a_probe_is_interrupted() -> None:
+    bowl, calls = Bowl([4.0, 1.0]), []
+    optimizer = torch.optim.SGD([{"params": [p]} for p in bowl.params], lr=0.1)
+
+    def loss() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return bowl()
+
+    scheduler = HiDLR(optimizer, bowl, loss)
+    with pytest.raises(KeyboardInterrupt):
+        train(bowl, optimizer, 1)
+
+    assert [p.tolist() for p in bowl.params] == [[pytest.approx(0.6)] * 3, [pytest.approx(0.9)] * 3]
+    train(bowl, optimizer, 20)
+    assert scheduler.r2 > 0.99
+
+
+class Averaged(Bowl):
+    """Puts another buffer in the place of its own at every pass."""
+
+    def __init__(self) -> None:
+        super().__init__([4.0])
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self) -> torch.Tensor:
+        loss = super().forward()
+        self.mean = 0.9 * self.mean + 0.1 * loss.detach()
+        return loss
+
+
+def test_buffers_that_are_replaced_come_back() -> None:
+    bowl = Averaged()
+    optimizer = torch.optim.SGD(bowl.parameters(), lr=0.1)
+    scheduler = GeNLR(optimizer, bowl, bowl)
+    train(bowl, optimizer, 1)
+
+    assert scheduler.r2 == pytest.approx(1.0)
+    assert bowl.mean == pytest.approx(0.1 * 6.0)
+
+
+def test_copies_act_and_groups_may_be_added() -> None:
+    bowl = Bowl([4.0, 1.0])
+    first = HiDLR(torch.optim.SGD([bowl.params[0]], lr=0.1), bowl, bowl, interval=1)
+    bowl, scheduler = copy.deepcopy((bowl, first))
+    scheduler.optimizer.add_param_group({"params": [bowl.params[1]]})
+    train(bowl, scheduler.optimizer, 3)
+
+    assert first.get_last_lr() == [0.1]
+    assert scheduler.get_last_lr()[1] > 0.1
+    assert all(scheduler.influence)
+
+
 def test_dropout_is_off_in_probes() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
@@ -198,6 +253,13 @@ def test_resume_is_exact(tmp_path, kind) -> None:
     assert whole[2].get_lr() == resumed[2].get_lr()
     assert whole[2].get_lr()[0] != 0.05
     assert all(map(torch.equal, whole[0].params, resumed[0].params))
+
+
+def test_gen_has_no_groups_to_freeze() -> None:
+    bowl = Bowl([1.0])
+    scheduler = GeNLR(torch.optim.SGD(bowl.parameters(), lr=0.1), bowl, bowl)
+    with pytest.raises(InputError, match="got a GeNLR"):
+        freeze_to_budget(scheduler, 10)
 
 
 def test_an_interval_of_none_is_refused() -> None:

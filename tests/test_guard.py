@@ -104,6 +104,17 @@ def test_an_exploding_loss_cuts_the_lr() -> None:
     assert set(guards.values()) == {None, "the loss exploded"}
 
 
+def test_the_loss_of_a_skipped_step_is_none_of_the_next() -> None:
+    model, optimizer, scheduler = job(rollback=True)
+    for step in range(40):
+        if step % 7 == 3:
+            scheduler.step(math.nan)  # as where gradients overflow
+        take_step(model, optimizer)
+        scheduler.step(1.0)
+
+    assert not any(d["guard"] for d in scheduler.decisions)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_noise_is_no_explosion(sign: float) -> None:
     model, optimizer, scheduler = job()

@@ -157,11 +157,12 @@ def scaled_run(
 @pytest.mark.parametrize("fused", [False, True])
 def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    scheduler, seen = scaled_run(fused, scaler, 60, overflows=(0, 1, 30))
+    scheduler, seen = scaled_run(fused, scaler, 60, overflows=(0, 1, 2, 30))
 
     assert seen.isfinite().all()
     assert all(0 < d["lr"] < 1e3 for d in scheduler.decisions)
-    assert scheduler.controller.step == (60 if fused else 57)
+    assert seen[-1].count_nonzero() == scaled_run(False, scaler, 60)[1][-1].count_nonzero()
+    assert scheduler.controller.step == 56
 
 
 def test_fused_steps_of_scaled_gradients_are_measured_as_others() -> None:

@@ -1,5 +1,6 @@
 """LC by hand: buckets, forms, the exact value, and its place beside other schedules."""
 
+import gc
 import math
 
 import pytest
@@ -122,6 +123,38 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
     scheduler = LCSensitivityLR(optimizer)
     optimizer.step()
     assert scheduler.multipliers == [1.0] * 5
+
+
+@pytest.mark.parametrize("form", ["nuclear", "frobenius", "curvature"])
+def test_sparse_gradients_count_as_dense_ones(form: str) -> None:
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(8, 3, sparse=sparse), nn.Linear(3, 1))
+        optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+        scheduler = LCSensitivityLR(optimizer, form=form)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([1, 2, 5])).square().mean().backward()
+            optimizer.step()
+        found.append(scheduler.multipliers)
+        names = [group["param_names"] for group in optimizer.param_groups]
+        assert names == [["0.weight"], ["1.weight"], ["1.bias"]]
+
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 1
+
+
+def test_one_that_nobody_keeps_leaves_no_hooks() -> None:
+    _, optimizer = job([[1.0]], [[1.0]])
+    for _ in range(3):
+        scheduler = LCSensitivityLR(optimizer)
+    gc.collect()
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    del scheduler
+    gc.collect()
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_a_tensor_lr_is_set_in_place() -> None:

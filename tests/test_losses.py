@@ -89,3 +89,17 @@ def test_a_loss_may_be_overwritten_afterwards(policy: FrozenPolicy) -> None:
         loss.fill_(-1.0)
     window = scheduler.controller.observer.window
     assert window.loss.tolist() == [[step + 1.0 for step in range(n_steps)]]
+
+
+def test_losses_below_zero_are_warned_of_once(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+
+    def run() -> None:
+        for _ in range(20):
+            optimizer_steps(model, optimizer)
+            scheduler.step(-1.0)
+
+    with pytest.warns(UserWarning, match="at least 0, got one below") as caught:
+        run()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__

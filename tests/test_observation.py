@@ -265,6 +265,22 @@ def test_gradients_of_any_size_keep_observations_finite(scripted_run, bad):
     assert tokens(observe(run, 40)).isfinite().all()
 
 
+def test_signals_that_are_not_finite_at_first_are_related_to_the_first_that_are():
+    made, bad = observer(), interval([math.nan, math.nan], val=math.nan)
+    unknown = torch.full((1, 3), math.nan)
+    stats = replace(bad.stats[0], grad_norm=unknown, lc=unknown, update_norm=unknown[:, 0])
+    made.update(replace(bad, stats=[stats]), torch.ones(1))
+    assert value(made, "val_given") == 0
+    made.update(interval([2.0, 2.0], start=2, val=3.0), torch.ones(1))
+    assert value(made, "loss") == value(made, "val_loss") == 0
+    made.update(interval([4.0, 4.0], start=4, val=6.0), torch.ones(1))
+
+    assert value(made, "loss") == pytest.approx(math.log(2) / 2)
+    assert value(made, "val_loss") == pytest.approx(math.log(2) / 2)
+    assert value(made, "grad_norm_median") == pytest.approx(0.0, abs=1e-6)
+    assert value(made, "straightness") != 0
+
+
 def test_a_loss_that_is_not_finite_does_not_look_like_the_best():
     made = observer()
     made.update(interval([1.0]), torch.ones(1))

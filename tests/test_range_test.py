@@ -3,6 +3,7 @@
 import copy
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -226,3 +227,33 @@ def test_a_batch_of_another_kind_needs_a_loss():
         range_test(model, optimizer, ONES, loss="cross")
     with pytest.raises(InputError, match="the mode sweep or grid, got 'gird'"):
         range_test(model, optimizer, ONES, mode="gird")
+
+
+class Points(NamedTuple):
+    """A batch."""
+
+    x: Tensor
+    y: Tensor
+
+
+def test_all_lrs_meet_the_same_batches_and_random_numbers():
+    model, optimizer, loader = small_job()
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(loader.dataset, 8, shuffle=True, generator=generator)
+    before, seen = generator.get_state(), []
+
+    def loss(net: nn.Module, batch: Points) -> Tensor:
+        seen.append((batch.x[0, 0].item(), torch.rand(()).item()))
+        return nn.functional.cross_entropy(net(batch.x), batch.y)
+
+    class Named:
+        generator = loader.generator
+
+        def __iter__(self):
+            return (Points(*batch) for batch in loader)
+
+    found = range_test(model, optimizer, Named(), loss, low=1e-4, high=1e-2, steps=8)
+
+    assert len(seen) == 8 * len(found.lrs)
+    assert seen == seen[:8] * len(found.lrs)
+    assert torch.equal(generator.get_state(), before)

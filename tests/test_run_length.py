@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from jobs import STEPS, make_policy, optimizer_steps, scheduled, small_job, train
 
-from lrenv import InputError, LearnedLR
+from lrenv import InputError, LearnedLR, load_policy
 from lrenv.policies.frozen import FrozenPolicy
 
 
@@ -34,8 +35,37 @@ def test_total_steps_may_be_a_number_of_numpy(policy: FrozenPolicy) -> None:
     for total_steps in (STEPS, np.int64(STEPS)):
         job = scheduled(policy, total_steps)
         runs.append(train(*job, range(STEPS)))
-        assert type(job[2].state_dict()["controller"]["total_steps"]) is int
     assert runs[0] == runs[1]
+    file = io.BytesIO()
+    torch.save(job[2].state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["made_for"] == STEPS
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3])
+def test_a_trial_of_few_steps_goes_through(policy: FrozenPolicy, total_steps: int) -> None:
+    with pytest.warns(UserWarning, match="at least 100 optimizer steps"):
+        job = scheduled(policy, total_steps)
+    assert len(set(train(*job, range(total_steps)))) == total_steps
+
+
+def test_a_refused_length_changes_nothing(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy, None)
+    train(model, optimizer, scheduler, range(100))
+    with pytest.raises(InputError, match="at least 101"):
+        scheduler.set_total_steps(50)
+    train(model, optimizer, scheduler, range(100, 1100))
+
+    assert not scheduler.controller.done
+
+
+def test_a_run_that_is_finished_at_its_first_step_still_rises() -> None:
+    model, optimizer, scheduler = scheduled(load_policy(), None)
+    with pytest.raises(InputError, match="at least 4"):
+        scheduler.finish(2)
+    scheduler.finish(200)
+
+    assert max(train(model, optimizer, scheduler, range(200))) > 1e-4
 
 
 @pytest.mark.parametrize("new", [45, 100])

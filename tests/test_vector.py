@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -120,6 +121,14 @@ def test_sb3_ppo_runs_on_it() -> None:
     assert model.num_timesteps == 128
     assert len(model.ep_info_buffer) >= 4
     assert max(row["l"] for row in model.ep_info_buffer) == 27
+
+
+def test_it_starts_with_a_reset_whose_seed_may_be_of_numpy() -> None:
+    envs = [LRScheduleVectorEnv(make_tasks()) for _ in range(2)]
+    with pytest.raises(gym.error.ResetNeeded, match="Expected a call of reset"):
+        envs[0].step(np.zeros((4, 1), np.float32))
+    first, second = (env.reset(seed=s)[0] for env, s in zip(envs, (3, np.int64(3)), strict=True))
+    assert (first == second).all()
 
 
 def test_no_tasks() -> None:

@@ -215,6 +215,8 @@ class OutcomePPO:
         }
 
     def _collect(self, tasks: Sequence[Task], generator: torch.Generator) -> Batch:
+        # The longest first, so that no worker is left alone with one.
+        tasks = sorted(tasks, key=lambda task: -task.spec.total_steps)
         # A seed for each group, so that it does not matter where and when it runs.
         seeds = torch.randint(2**31, (len(tasks),), generator=generator).tolist()
         jobs = zip(tasks, seeds, strict=True)

@@ -62,6 +62,11 @@ class ALRScheduler(LRScheduler):
         """Return the LR of each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; its optimizer is a copy too, without our hooks."""
+        vars(self).update(state)
+        listen(self.optimizer, self)
+
     def close(self) -> None:
         """Take the hooks off the modules."""
         for hook in self._hooks:
@@ -79,6 +84,9 @@ class ALRScheduler(LRScheduler):
         score = _GRADIENT_SHARE * self._sigmoid(0, gradient)
         score += _ACTIVATION_SHARE * self._sigmoid(1, activation)
         low, high = self.bounds
+        self.base_lrs += [
+            group["lr"] for group in self.optimizer.param_groups[len(self.base_lrs) :]
+        ]
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             raw = min(max(float(base) / (1.0 + score), low), high)
             set_lr(group, _KEEP * float(group["lr"]) + (1.0 - _KEEP) * raw)

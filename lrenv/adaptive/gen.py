@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
-from lrenv.rollback import same_modes_and_random_numbers
+from lrenv.rollback import Buffers, same_modes_and_random_numbers
 
 KEEP = 0.9
 """Share of the old LR in the new one (GeN, algorithm 1)."""
@@ -106,8 +106,14 @@ class HiDLR(LRScheduler):
         """Return the LR of each parameter group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; its optimizer is a copy too, without our hooks."""
+        vars(self).update(state)
+        listen(self.optimizer, self)
+
     def before_step(self, loss: Any = None) -> None:
         """Keep the parameters where an estimate is due."""
+        self.influence += [0.0] * (len(self.optimizer.param_groups) - len(self.influence))
         if self._taken % self.interval == 0:
             self._before = [[p.detach().clone() for p in params] for params in self._params()]
 
@@ -118,9 +124,11 @@ class HiDLR(LRScheduler):
         if not self._before:
             return
         probes = self._draw(len(self._before))
-        with _undisturbed(self._model):
-            losses = self._losses_at(probes)
-        self._before = []
+        try:
+            with _undisturbed(self._model):
+                losses = self._losses_at(probes)
+        finally:
+            self._before = []
         fit = fit_quadratic(probes, losses[1:] - losses[0])
         self.r2 = fit.r2
         if fit.r2 >= LEAST_R2:
@@ -176,17 +184,19 @@ class HiDLR(LRScheduler):
         """Losses at the parameters before the update, then at each probe; ``(1 + j,)``."""
         after = [[p.detach().clone() for p in params] for params in self._params()]
         found = []
-        for row in [torch.zeros(probes.shape[1]), *probes]:
-            for xi, params, old, new in zip(
-                row.tolist(), self._params(), self._before, after, strict=True
-            ):
-                for param, start, end in zip(params, old, new, strict=True):
-                    param.copy_(torch.lerp(start, end, xi))
-            found.append(self._loss().detach().double().reshape(()))
-        for params, new in zip(self._params(), after, strict=True):
-            for param, end in zip(params, new, strict=True):
-                param.copy_(end)
+        try:
+            for row in [torch.zeros(probes.shape[1]), *probes]:
+                self._move(after, row.tolist())
+                found.append(self._loss().detach().double().reshape(()))
+        finally:
+            self._move(after, [1.0] * probes.shape[1])
         return torch.stack(found).cpu()
+
+    def _move(self, after: list[list[Tensor]], shares: list[float]) -> None:
+        """Take each group a share of the way from before the update to behind it."""
+        for xi, params, old, new in zip(shares, self._params(), self._before, after, strict=True):
+            for param, start, end in zip(params, old, new, strict=True):
+                param.copy_(end if xi == 1.0 else torch.lerp(start, end, xi))
 
 
 class GeNLR(HiDLR):
@@ -310,6 +320,8 @@ def freeze_to_budget(scheduler: HiDLR, budget: int) -> list[int]:
     Raises:
         InputError: There is no estimate yet, or nothing fits the budget.
     """
+    if isinstance(scheduler, GeNLR):
+        raise InputError("Expected a HiDLR, got a GeNLR, which tells groups not apart.")
     if not any(scheduler.influence):
         raise InputError("Expected an estimate of influences, got none yet; train a few steps.")
     groups = scheduler.optimizer.param_groups
@@ -345,7 +357,7 @@ def _kind(name: str, param: Tensor, norms: set[str], head: str) -> str:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Dropout off, batch norm on the batch; buffers and random states come back bit for bit."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = Buffers(model)
     with same_modes_and_random_numbers(model):
         for module in model.modules():
             reads_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -353,5 +365,4 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            buffers.restore()

@@ -36,7 +36,8 @@ class LCSensitivityLR(LRScheduler):
 
     The optimizer gets one parameter group a tensor. For the time of its step each group's LR is the
     one that is set, by whatever other scheduler there is, times the multiplier; so LC composes
-    with any schedule, :class:`lrenv.LearnedLR` included, which must be made after it.
+    with any schedule, :class:`lrenv.LearnedLR` included, which must be made after it. It acts as
+    long as the job keeps it.
 
     Args:
         optimizer: Any torch optimizer.
@@ -121,8 +122,10 @@ class LCSensitivityLR(LRScheduler):
     def _measure(self, params: Sequence[Tensor]) -> list[float]:
         if self.form != "curvature":
             estimate = _FORMS[self.form]
-            values = [_zero(p) if p.grad is None else estimate(p.detach(), p.grad) for p in params]
-            return [float(value) for value in values]
+            return [
+                0.0 if p.grad is None else float(estimate(p.detach(), _dense(p.grad)))
+                for p in params
+            ]
         last = self._secant or [None] * len(params)
         if self.interval == 1:
             self._remember(params)
@@ -130,7 +133,7 @@ class LCSensitivityLR(LRScheduler):
 
     def _remember(self, params: Sequence[Tensor]) -> None:
         self._secant = [
-            None if p.grad is None else (p.detach().clone(), p.grad.clone()) for p in params
+            None if p.grad is None else (p.detach().clone(), _dense(p.grad).clone()) for p in params
         ]
 
 
@@ -193,15 +196,15 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _curvature(param: Tensor, known: tuple[Tensor, Tensor] | None) -> float:
     if known is None or param.grad is None:
         return 0.0
-    theta, grad = known
-    second = ((param.grad - grad) / (param.detach() - theta)).abs()
-    lc = param.grad.square() / (2 * second)
+    (theta, grad), now = known, _dense(param.grad)
+    second = ((now - grad) / (param.detach() - theta)).abs()
+    lc = now.square() / (2 * second)
     return float(lc[lc.isfinite()].sum())
 
 
 def _finite(grad: Tensor | None) -> bool:
-    return grad is None or bool(grad.isfinite().all())
+    return grad is None or bool(_dense(grad).isfinite().all())
 
 
-def _zero(param: Tensor) -> Tensor:
-    return torch.zeros((), device=param.device)
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad
