@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 
 class StepListener(Protocol):
@@ -78,11 +79,15 @@ def listen(optimizer: Optimizer, listener: StepListener, first: bool = False) ->
 
     pre = optimizer.register_step_pre_hook(before)
     post = optimizer.register_step_post_hook(after)
-    for hook in (pre, post):
-        weakref.finalize(listener, hook.remove).atexit = False
+    weakref.finalize(listener, _remove, pre, post).atexit = False
     if first:
         _put_first(optimizer._optimizer_step_pre_hooks, pre.id)
         _put_first(optimizer._optimizer_step_post_hooks, post.id)
+
+
+def _remove(*handles: RemovableHandle) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _put_first(hooks: Any, key: int) -> None:
