@@ -13,7 +13,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lrenv.action import CLASSIC_RANGE, PROBE_LR, calibrate, classic_lr, relative_lr
+from lrenv.action import (
+    CLASSIC_RANGE,
+    MAX_CHANGE,
+    PROBE_LR,
+    calibrate,
+    classic_lr,
+    relative_lr,
+)
 from lrenv.classic_observation import ClassicObserver
 from lrenv.decisions import (
     MAX_DECISIONS,
@@ -49,6 +56,7 @@ EXPLODED = 3.0
 """A run has exploded when each of its last 8 losses is that many times the mean of its first 8."""
 
 _JUDGED = 8
+_ROUNDING = 1e-3
 
 
 class Run(Protocol):
@@ -77,6 +85,8 @@ class Decision:
         lr: The learning rate that follows, ``(r,)``.
         guarded: Runs whose action the guard replaced, ``(r,)``.
         exploded: Those of them whose loss was finite, but too large, ``(r,)``.
+        bounded: Others whose LR is not what the action asks for: it was out of [−1, 1], or the LR
+            at its bounds or its ceiling, ``(r,)``.
     """
 
     step: int
@@ -84,6 +94,7 @@ class Decision:
     lr: Tensor
     guarded: Tensor
     exploded: Tensor
+    bounded: Tensor
 
 
 class Controller:
@@ -209,17 +220,22 @@ class Controller:
         A run with a non-finite or exploded loss in its last interval gets the largest cut instead.
         """
         assert self._start_lr is not None
-        action = action.to(self.lr)
+        action, before = action.to(self.lr), self.lr
+        bounded = action.abs() > 1
         if self.preset == "classic":
             cut = (self.lr / 10).clamp_min(CLASSIC_RANGE[0])
             self.lr = torch.where(self.unfit, cut, classic_lr(action))
         else:
             guarded = torch.where(self.unfit, -torch.ones_like(action), action)
             self.lr = relative_lr(self.lr, guarded, self._start_lr)
+            bounded |= (torch.log(self.lr / before) - MAX_CHANGE * action).abs() > _ROUNDING
         if self.ceiling is not None:
+            bounded |= self.lr > self.ceiling
             self.lr = torch.minimum(self.lr, self.ceiling)
         self.deciding = False
-        return Decision(self.step, action, self.lr, self.unfit, self._exploded)
+        return Decision(
+            self.step, action, self.lr, self.unfit, self._exploded, bounded & ~self.unfit
+        )
 
     def _inspect(self, losses: Tensor) -> None:
         """Find the runs for the guard behind an interval with losses ``(r, n)``."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lrenv.controller import Controller, Decision
+from lrenv.files import write_atomic
 from lrenv.observation import FEATURES, ScaleFreeObserver
 
 
@@ -18,7 +22,8 @@ def log_entry(controller: Controller, decision: Decision, rolled_back: bool) -> 
 
     Returns:
         ``step``, ``lr``, ``action``, ``total_steps``, ``guard`` (why it cut the LR, None if it did
-        not), ``rolled_back``, and ``features`` of the scale-free observation that it rests on.
+        not), ``bounded`` (whether a bound kept the LR from what the action asks for),
+        ``rolled_back``, and ``features`` of the scale-free observation that it rests on.
     """
     bad = "the loss exploded" if bool(decision.exploded) else "the loss was not finite"
     entry: dict[str, Any] = {
@@ -27,9 +32,16 @@ def log_entry(controller: Controller, decision: Decision, rolled_back: bool) -> 
         "action": float(decision.action),
         "total_steps": controller.plan.total_steps,
         "guard": bad if bool(decision.guarded) else None,
+        "bounded": bool(decision.bounded),
         "rolled_back": rolled_back,
     }
     if isinstance(controller.observer, ScaleFreeObserver):
         row = controller.observer.tokens[-1][0].tolist()
         entry["features"] = dict(zip(FEATURES, row, strict=True))
     return entry
+
+
+def save_log(path: Path, policy: str, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write entries and the name of the policy that made them as lines of JSON, atomically."""
+    text = "".join(json.dumps({"policy": policy, **entry}) + "\n" for entry in entries)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

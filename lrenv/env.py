@@ -92,10 +92,7 @@ class LRScheduleEnv(gym.Env[Observation, NDArray[np.float32]]):
         total_steps: int = 1000,
         optimizer: str | OptimizerSpec = "adam",
     ) -> None:
-        if isinstance(trainee, str):
-            spec = OptimizerSpec.usual(optimizer) if isinstance(optimizer, str) else optimizer
-            trainee = build_task(trainee, total_steps, spec)
-        self._task = trainee
+        self._task = as_task(trainee, total_steps, optimizer)
         self._preset = preset
         self._reward = build_reward(reward, reference) if isinstance(reward, str) else reward
         self._episode = self._new_episode(self._task.seed)
@@ -162,6 +159,14 @@ def observation_space(preset: Preset, trainee: Trainee) -> gym.Space[Observation
         high = np.tile(np.array(BOUNDS, np.float32), MAX_DECISIONS)
     space: Any = spaces.Box(-high, high, dtype=np.float32)
     return cast("gym.Space[Observation]", space)
+
+
+def as_task(trainee: str | Task, total_steps: int, optimizer: str | OptimizerSpec) -> Task:
+    """The task of a named trainee, or the task that is given, as it is."""
+    if not isinstance(trainee, str):
+        return trainee
+    spec = OptimizerSpec.usual(optimizer) if isinstance(optimizer, str) else optimizer
+    return build_task(trainee, total_steps, spec)
 
 
 def draw_run_seed(generator: np.random.Generator, options: dict[str, Any] | None) -> int:

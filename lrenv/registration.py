@@ -18,5 +18,12 @@ _ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "lrenv/LoRA-LLM-v0": {"trainee": "lora-llm", "optimizer": "adamw"},
 }
 
+_LOCKSTEP = ("lrenv/MLP-MNIST-v0", "lrenv/MLP-MNIST-Classic-v0", "lrenv/Decoder-Text-v0")
+
 for _id, _kwargs in _ENVIRONMENTS.items():
-    gym.register(_id, entry_point="lrenv.env:LRScheduleEnv", kwargs=_kwargs)
+    gym.register(
+        _id,
+        entry_point="lrenv.env:LRScheduleEnv",
+        vector_entry_point="lrenv.vector:make_vector_env" if _id in _LOCKSTEP else None,
+        kwargs=_kwargs,
+    )

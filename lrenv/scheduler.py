@@ -16,7 +16,7 @@ from lrenv import processes
 from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.advice import CUT, IDLE, NEGATIVE, OVERRUN, SHORT, Advice
 from lrenv.controller import Controller, Decision
-from lrenv.decision_log import log_entry
+from lrenv.decision_log import log_entry, save_log
 from lrenv.decisions import CALIBRATION_STEPS, check_total_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
@@ -74,8 +74,9 @@ class LearnedLR(LRScheduler):
         last_epoch: −1, as hosts pass it to torch's schedulers; any other is refused.
 
     Attributes:
-        decisions: The decision log: step, LR, action, the features they rest on, and what the guard
-            did: ``guard`` is why it cut the LR, None if it did not.
+        decisions: The decision log: step, LR, action, the features they rest on, whether a bound
+            kept the LR from what the action asks for, and what the guard did: ``guard`` is why it
+            cut the LR, None if it did not.
 
     Raises:
         InputError: ``total_steps``, ``steps_per_epoch`` or the optimizer's LRs cannot be used.
@@ -176,6 +177,14 @@ class LearnedLR(LRScheduler):
     def multipliers(self) -> list[float] | None:
         """LC's multipliers of the LR at the last optimizer step, one a tensor; None without LC."""
         return list(self._layerwise.multipliers) if self._layerwise else None
+
+    def save_decisions(self, path: str | Path) -> None:
+        """Write the decision log as lines of JSON, atomically.
+
+        ``lrenv explain`` and ``lrenv monitor`` read the file where it is ``decisions.jsonl`` in the
+        folder that they are given.
+        """
+        save_log(Path(path), self.policy.name, self.decisions)
 
     def explain(self) -> list[dict[str, Any]]:
         """Attribute the decisions so far to signals, see :func:`lrenv.explain.explain`."""

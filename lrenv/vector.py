@@ -23,12 +23,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from lrenv.controller import Preset
-from lrenv.env import draw_run_seed, observation_space, outcome_info
+from lrenv.env import as_task, draw_run_seed, observation_space, outcome_info
 from lrenv.episode import Episode
 from lrenv.errors import InputError
 from lrenv.rewards import Reward, build_reward
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.registry import build_trainee
+from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task, load_data
 
 Floats = NDArray[np.float32]
@@ -148,6 +149,25 @@ class RunSlots:
         episode.start()
         self.observations[list(slots)] = episode.observation().numpy()
         self._groups.append(_Group(episode, list(slots)))
+
+
+def make_vector_env(
+    num_envs: int = 1,
+    trainee: str | Task = "mlp-mnist",
+    total_steps: int = 1000,
+    optimizer: str | OptimizerSpec = "adam",
+    **kwargs: Any,
+) -> LRScheduleVectorEnv:
+    """Make environments of one trainee, what ``gymnasium.make_vec`` calls.
+
+    Args:
+        num_envs: How many.
+        trainee: As of :class:`lrenv.env.LRScheduleEnv`, likewise ``total_steps`` and ``optimizer``.
+        total_steps: Length of the runs.
+        optimizer: Their optimizer.
+        kwargs: Arguments of :class:`RunSlots`.
+    """
+    return LRScheduleVectorEnv([as_task(trainee, total_steps, optimizer)] * num_envs, **kwargs)
 
 
 class LRScheduleVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):

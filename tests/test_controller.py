@@ -186,6 +186,22 @@ def test_the_guard_cuts_the_lr_of_a_run_whose_loss_is_not_finite(bad):
     assert last.isfinite().all()
 
 
+@pytest.mark.parametrize("preset", ["scale-free", "classic"])
+def test_a_decision_says_whether_a_bound_kept_the_lr_from_what_was_asked(preset):
+    run = Losses(torch.ones(1, 400))
+    controller = Controller(400, run.traits, preset=preset)
+    found = []
+    for action in (0.5, 1.5, 0.4, 0.45, -0.5):
+        while not controller.deciding:
+            run_interval(run, controller)
+            controller.close()
+        found.append(bool(controller.act(torch.tensor([action])).bounded))
+        if action == 0.4:
+            controller.stop_rising()
+
+    assert found == [False, True, False, True, False]
+
+
 def test_the_classic_guard_divides_by_ten():
     losses = torch.ones(1, 100)
     losses[0, 30] = math.nan

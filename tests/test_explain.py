@@ -70,10 +70,7 @@ def test_logs_without_features_are_refused():
 
 
 def test_the_command_writes_a_page(scheduler, tmp_path: Path, capsys):
-    settings = {"policy": "default", "total_steps": 40}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    lines = [json.dumps(entry) + "\n" for entry in scheduler.decisions]
-    (tmp_path / "decisions.jsonl").write_text("".join(lines))
+    scheduler.save_decisions(tmp_path / "decisions.jsonl")
 
     main(["explain", str(tmp_path)])
 
@@ -93,8 +90,15 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, capsys):
     assert "got: one that is not finished" in capsys.readouterr().err
 
 
+def test_a_log_without_its_policy_is_refused(tmp_path: Path, capsys):
+    (tmp_path / "decisions.jsonl").write_text('{"step": 3}\n')
+    with pytest.raises(SystemExit):
+        main(["explain", str(tmp_path)])
+    assert "got: a log that names no policy" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["explain", str(tmp_path / "none")])
     assert stop.value.code == 2
-    assert "Expected a run folder of lrenv finetune at" in capsys.readouterr().err
+    assert "or one with a decisions.jsonl, at" in capsys.readouterr().err

@@ -75,6 +75,14 @@ def test_vector_and_single_environments_agree_over_resets(kind: str) -> None:
     assert episodes > 6
 
 
+@pytest.mark.parametrize("kind", ["MLP-MNIST", "MLP-MNIST-Classic", "Decoder-Text"])
+def test_gymnasium_makes_them_in_lockstep(kind: str) -> None:
+    vector = gym.make_vec(f"lrenv/{kind}-v0", num_envs=2, total_steps=20, optimizer="sgd")
+    assert isinstance(vector.unwrapped, LRScheduleVectorEnv)
+    single = gym.make(f"lrenv/{kind}-v0", total_steps=20, optimizer="sgd")
+    assert vector.single_observation_space == single.observation_space
+
+
 def test_autoreset_mode_is_declared() -> None:
     vector = LRScheduleVectorEnv(make_tasks())
     assert vector.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP

@@ -37,7 +37,7 @@ class _Run:
 
 
 def explain_run(settings: ExplainSettings) -> Path:
-    """Write ``explain.html`` into a run folder of ``lrenv finetune``; returns its path.
+    """Write ``explain.html`` into a folder with a decision log; returns its path.
 
     Raises:
         InputError: The folder holds no run of a policy, or one of a classic policy.
@@ -57,21 +57,23 @@ def explain_run(settings: ExplainSettings) -> Path:
 
 def _read(folder: Path) -> _Run:
     try:
-        settings = json.loads((folder / "settings.json").read_text())
+        log, path = folder / "decisions.jsonl", folder / "settings.json"
+        settings = json.loads(path.read_text()) if path.exists() or not log.exists() else {}
         if (method := settings.get("method", "learned")) != "learned":
             raise ValueError(f"one whose LR {method} set, not a policy")
-        log = folder / "decisions.jsonl"
         if not log.exists():
             raise ValueError("one that is not finished")
-        lines = log.read_text().splitlines()
-        decisions = [json.loads(line) for line in lines]
-        policy, total_steps = load_policy(settings["policy"]), int(settings["total_steps"])
+        decisions = [json.loads(line) for line in log.read_text().splitlines()]
+        name = settings.get("policy") or (decisions or [{}])[0].get("policy")
+        if name is None:
+            raise ValueError("a log that names no policy")
+        policy = load_policy(name)
+        return _Run(policy, decisions, int(decisions[-1]["total_steps"]))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"Expected a run folder of lrenv finetune at {folder}, got: {error}; name the folder "
-            "that --output named."
+            f"Expected a run folder of lrenv finetune, or one with a decisions.jsonl, at {folder}, "
+            f"got: {error}; name the folder that --output named."
         ) from None
-    return _Run(policy, decisions, total_steps)
 
 
 def _rates(run: _Run) -> str:
