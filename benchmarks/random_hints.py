@@ -24,7 +24,7 @@ from lrenv.trainees.unseen import unseen_tasks
 from lrenv.training.methods import learned_lr
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, track
-from lrenv.training.runfolder import read_json, write_json
+from lrenv.training.runfolder import check_settings, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ class Settings:
 def main(settings: Settings) -> None:
     """Train, print the table, write the JSON file."""
     torch.set_num_threads(1)
+    folder = make_folder(settings.output)
+    check_settings(folder, settings, free={"output", "workers"})
     runs: list[dict[str, Any]] = []
     with Workers(settings.workers) as workers:
         for name, task in track(list(unseen_tasks().items()), "Trainees"):
-            path = make_folder(settings.output) / f"{name.replace(' ', '-')}.json"
+            path = folder / f"{name.replace(' ', '-')}.json"
             if not path.exists():
                 jobs = [(name, replace(task, seed=seed)) for seed in range(settings.seeds)]
                 write_json(path, list(workers.starmap(run, jobs, settings.policy)))
@@ -59,7 +61,7 @@ def main(settings: Settings) -> None:
         counts = [sum(row[key] for row in rows) for key in ("diverged", "learned_nothing")]
         table.add_row(family or "all", str(len(rows)), *map(str, counts))
     console.print(table)
-    write_json(settings.output / "results.json", runs)
+    write_json(folder / "results.json", runs)
 
 
 def run(name: str, task: Task, policy: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main(settings: Settings) -> None:
         for table in made:
             table.show()
         keep(settings.results, name, made)
-    console.print(f"Figures: {settings.results.resolve()}", soft_wrap=True)
+    console.print(f"Figures: {settings.results.resolve()}", markup=False, soft_wrap=True)
 
 
 def keep(path: Path, name: str, made: list[SourceTable]) -> None:

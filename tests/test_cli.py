@@ -63,6 +63,8 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["evaluate", "--trainee", "nope"], "Expected a trainee among mlp-mnist"),
         (["finetune", "--checkpoint-every", "0"], "checkpoint_every of at least 1, got 0"),
         (["finetune", "--device", "gpu"], "a device that torch has here, such as cpu; got 'gpu'"),
+        (["finetune", "--seed", "9" * 20], f"a seed from 0 to 2147483647, got {'9' * 20}; name"),
+        (["train", "classic", "--seed", "-1"], "Expected a seed from 0 to 2147483647, got -1;"),
         (["finetune", "--lr", "0.1"], "--lr with another method than learned, got lr=0.1"),
         (["finetune", "--method", "gen", "--lr", "-1"], "Expected a finite lr above 0, got -1.0"),
         (
@@ -122,11 +124,15 @@ def test_output_that_cannot_be_written(
 def test_finetune_writes_model_log_and_metrics(
     policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[draft]"
     argv = ["finetune", "--trainee", "mlp-mnist-classic", "--policy", policy]
     argv += ["--total-steps", "40", "--output", str(out)]
     main(argv)
-    assert "Trained already" not in capsys.readouterr().out
+    printed = "".join(capsys.readouterr().out.split())
+    assert "Trainedalready" not in printed
+    assert printed.count("out[draft]") == 2  # over the table and behind it
+    main(["explain", str(out)])
+    assert "out[draft]/explain.html" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["method"] == "random policy"
     assert 0.0 <= metrics["test_accuracy"] <= 1.0
@@ -169,6 +175,27 @@ def test_finetune_of_a_language_model(policy: str, instructions: str, tmp_path: 
     assert loss.item() / count == pytest.approx(metrics["val_loss"], rel=1e-5)
     assert "<h2>Results</h2>" in (out / "report.html").read_text()
     assert not list(out.glob(".*"))
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    capsys: pytest.CaptureFixture[str], policy: str, instructions: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    argv = [*llm(policy, instructions, out), "--total-steps", "2"]
+    main(argv)
+    path = Path(instructions)
+    path.write_text(path.read_text() + "\n\n")
+    main(argv)  # the same pairs
+    capsys.readouterr()
+    path.write_text(path.read_text().replace("one two", "three"))
+    assert "was started with, got data_hash=" in fails(capsys, *argv)
+
+    before = json.loads((out / "settings.json").read_text())
+    del before["data_hash"]
+    (out / "settings.json").write_text(json.dumps(before))
+    main(argv)
+    assert "Trained already" in capsys.readouterr().out
+    assert json.loads((out / "settings.json").read_text())["data_hash"]
 
 
 @pytest.mark.parametrize("trainee", ["mlp-mnist-classic", "lora-llm"])
@@ -262,12 +289,15 @@ def test_folder_of_another_run_is_refused(
 def test_evaluate_writes_results_and_report(
     capsys: pytest.CaptureFixture[str], policy: str, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[draft]"
     argv = ["evaluate", "--trainee", "mlp-mnist-classic", "--policies", policy]
     argv += ["--optimizers", "adam", "--total-steps", "30", "--seeds", "2"]
     main([*argv, "--hints", "0.1", "0.001", "--output", str(out)])
     printed = capsys.readouterr().out
-    assert "report.html" in printed
+    assert "out[draft]/report.html" in printed
+    page = (out / "report.html").read_text()
+    assert "LR-matched constant" in page
+    assert "constant: random" not in printed + page  # short where there is one policy
     results = json.loads((out / "results.json").read_text())
     summary = {row["method"]: row for row in results["summary"]}
     assert set(summary) == {
@@ -277,7 +307,7 @@ def test_evaluate_writes_results_and_report(
         "polynomial",
         "wsd",
         "constant",
-        "LR-matched constant",
+        "LR-matched constant: random",
         "tuned expert",
         "expert tuned on another seed",
     }
@@ -317,12 +347,14 @@ def test_help_loads_nothing_heavy() -> None:
 def test_range_test_writes_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    main(["range-test", "--mode", mode, "--steps", "40", "--output", str(tmp_path)])
+    folder = tmp_path / "out[draft]"
+    main(["range-test", "--mode", mode, "--steps", "40", "--output", str(folder)])
 
-    found = json.loads((tmp_path / "range_test.json").read_text())
+    found = json.loads((folder / "range_test.json").read_text())
     assert 1e-4 < found["suggestion"] < 1e-1
     assert found["low"] <= found["best"] <= found["high"]
-    assert "loss by learning rate" in (tmp_path / "range_test.html").read_text().lower()
+    assert "loss by learning rate" in (folder / "range_test.html").read_text().lower()
     out = capsys.readouterr().out
+    assert "out[draft]/range_test.html" in out
     assert f"Suggested peak LR: {found['suggestion']:.2g}" in out.replace("\n", " ")
     assert fails(capsys, "range-test", "--low", "1", "--high", "0.1").count("Expected 0 < low") == 1

@@ -165,11 +165,11 @@ def test_what_was_compared_is_not_run_again(
     monkeypatch.setattr(evaluate, "_run_part", refuse)
     assert compare_all(jobs, parts, tmp_path) == first
     assert compare_all(jobs, parts[1:], tmp_path) == [
-        record for record in first if "learned" not in record.method and record.method != MATCHED
+        record for record in first if not record.method.startswith(("learned", MATCHED))
     ]
     assert {record.seed for record in first} == {3, 4}
     assert sum(record.method == "learned: random" for record in first) == 4
-    assert sum(record.method == "LR-matched constant" for record in first) == 2
+    assert sum(record.method == "LR-matched constant: random" for record in first) == 2
     for part in (
         PolicyPart(FrozenPolicy(policy.actor, {**policy.card, "sha256": "b"}), (0.1, 0.01)),
         PolicyPart(policy, (0.1,)),
@@ -254,8 +254,11 @@ def test_a_peer_without_its_package_is_refused_at_once(monkeypatch: pytest.Monke
     [
         ({"hints": ()}, "Expected some hints, got none; name one"),
         ({"policies": ()}, "Expected some policies, got none; name one"),
-        ({"hints": (0.1, 0.0)}, "Expected positive hints, got 0.0; name another LR"),
-        ({"peak": -1.0}, "Expected a positive peak, got -1.0; name another LR"),
+        ({"hints": (0.1, 0.0)}, "Expected finite hints above 0, got 0.0; name another LR"),
+        ({"hints": (math.nan,)}, "Expected finite hints above 0, got nan; name another LR"),
+        ({"peak": -1.0}, "Expected a finite peak above 0, got -1.0; name another LR"),
+        ({"peak": math.nan}, "Expected a finite peak above 0, got nan; name another LR"),
+        ({"peak": math.inf}, "Expected a finite peak above 0, got inf; name another LR"),
     ],
 )
 def test_settings_that_make_no_comparison_are_refused(

@@ -238,6 +238,10 @@ def test_other_settings_are_refused(runs):
         {"tasks": 0},
         {"group": 0},
         {"rounds": -1},
+        {"seed": -1},
+        {"evaluate_every": 0},
+        {"epochs": 0},
+        {"clone_batch": 0},
     ],
     ids=[
         "no groups",
@@ -249,6 +253,10 @@ def test_other_settings_are_refused(runs):
         "no tasks",
         "no runs",
         "fewer rounds than none",
+        "a seed whose tasks are held out",
+        "no evaluations",
+        "no passes",
+        "no runs in a batch",
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatch, settings):

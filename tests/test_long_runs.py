@@ -1,10 +1,13 @@
 """Comparisons of runs that take minutes: the grid, the repeated seeds, the restart."""
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from lrenv.errors import InputError
 from lrenv.observation import FEATURES
@@ -14,12 +17,13 @@ from lrenv.trainees.tasks import load_data
 from lrenv.training import long_runs
 from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
 
+CARD = {"preset": "scale-free", "made_by": "a test", "training_families": "none"}
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> LongRunsSettings:
     torch.manual_seed(0)
-    card = {"preset": "scale-free", "made_by": "a test", "training_families": "none"}
-    path = save_policy(tmp_path, "random", Head("scale-free", len(FEATURES)), card)
+    path = save_policy(tmp_path, "random", Head("scale-free", len(FEATURES)), CARD)
     return LongRunsSettings(
         tmp_path / "out",
         total_steps=40,
@@ -68,6 +72,16 @@ def test_what_was_run_is_not_run_again(tiny_task, settings, monkeypatch):
     monkeypatch.setattr(long_runs, "build_trainee", None)
 
     assert compare_long_runs(tiny_task, settings, measure).read_text() == first
+
+
+def test_names_are_printed_as_they_are(tiny_task, settings, monkeypatch, tmp_path):
+    printed = StringIO()
+    monkeypatch.setattr(long_runs, "console", Console(file=printed, width=400))
+    card = save_policy(tmp_path / "[draft]", "random", Head("scale-free", len(FEATURES)), CARD)
+    changed = {"policies": (str(card),), "seeds": 1, "kinds": ("cosine",), "peaks": (0.1,)}
+    compare_long_runs(tiny_task, replace(settings, **changed), measure)
+
+    assert f"learned: {card}" in printed.getvalue()
 
 
 def test_all_experts_run_on_all_seeds_where_asked(tiny_task, settings):

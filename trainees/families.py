@@ -89,7 +89,11 @@ quarter are plain MLPs, ``"broad"`` and ``"diverse"``, of which half are broad, 
 others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
-"""Numbers of the tasks of each family that no policy trains on; they select and measure."""
+"""Numbers of the tasks that a family does not train on; they select and measure.
+
+Families share tasks under other numbers: a policy that goes on in another one may have been
+trained, by demonstration, on tasks that are held out there.
+"""
 
 _FURTHER = 2 * 10**6
 

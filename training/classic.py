@@ -38,7 +38,7 @@ from lrenv.training.runfolder import (
     write_state,
     write_tensors,
 )
-from lrenv.training.settings import ClassicSettings
+from lrenv.training.settings import ClassicSettings, check_seed
 from lrenv.window import WINDOW
 
 TRAINEE = "mlp-mnist-classic"
@@ -56,8 +56,10 @@ def train_classic(settings: ClassicSettings) -> Path:
         The path of the last exported policy's card.
 
     Raises:
-        InputError: The run folder belongs to other settings, or cannot be written.
+        InputError: The run folder belongs to other settings, or cannot be written, or nothing can
+            be seeded with the seed.
     """
+    check_seed(settings.seed)
     folder = make_folder(settings.output / settings.expert)
     check_settings(folder, settings, free={"output", "total_timesteps"})
     torch.set_num_threads(1)
@@ -79,7 +81,9 @@ def train_classic(settings: ClassicSettings) -> Path:
     for _ in track(range(model.num_timesteps // per_update, n_updates), "PPO updates"):
         model.learn(per_update, reset_num_timesteps=False, tb_log_name="ppo")
         _save(model, path)
-    return export(model, folder, settings, "ppo" if n_updates else "bc")
+    if n_updates < 1:
+        return folder / f"{settings.expert}-bc.json"  # the model may be PPO's of an earlier start
+    return export(model, folder, settings, "ppo")
 
 
 def make_env(settings: ClassicSettings) -> LRScheduleEnv:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -58,10 +59,11 @@ def evaluate(settings: EvaluateSettings, further: Sequence[Part] = ()) -> Path:
     for name in ("optimizers", "policies", "hints"):
         if not getattr(settings, name):
             raise InputError(f"Expected some {name}, got none; name one.")
-    for name, rates in (("positive hints", settings.hints), ("a positive peak", (settings.peak,))):
+    peaks = () if settings.peak is None else (settings.peak,)
+    for name, rates in (("finite hints", settings.hints), ("a finite peak", peaks)):
         for rate in rates:
-            if rate is not None and rate <= 0:
-                raise InputError(f"Expected {name}, got {rate}; name another LR.")
+            if not 0 < rate < math.inf:
+                raise InputError(f"Expected {name} above 0, got {rate}; name another LR.")
     jobs = [
         (name, replace(task, seed=seed))
         for name, task in evaluated_tasks(settings).items()
@@ -153,7 +155,8 @@ def compare_all(
     """
     sets = {task.data: load_data(task.data) for _, task in jobs}
     notes = {key: f"{data.name}, {data.note}" for key, data in sets.items()}
-    console.print("\n".join(f"Data: {note}" for note in dict.fromkeys(notes.values())))
+    told = "\n".join(f"Data: {note}" for note in dict.fromkeys(notes.values()))
+    console.print(told, markup=False)
     tasks = [task for _, task in jobs]
     if any(isinstance(part, OtherSeedPart) for part in parts):
         tasks += [OtherSeedPart.searched(task) for task in tasks]
@@ -172,10 +175,19 @@ def compare_all(
     found = workers.starmap(_run_part, missing.values())
     for path, made in zip(track(missing, "Training and comparing"), found, strict=True):
         write_json(path, [asdict(record) for record in made])
-    records = [RunRecord(**row) for path in paths for row in read_json(path)]
-    if sum(isinstance(part, PolicyPart) for part in parts) == 1:
-        records = [r.relabelled(MATCHED) if r.method.startswith(MATCHED) else r for r in records]
-    return records
+    return [
+        _identified(RunRecord(**row), data, task, part)
+        for path, (data, task, _, _, part) in zip(paths, todo, strict=True)
+        for row in read_json(path)
+    ]
+
+
+def _identified(record: RunRecord, data: str, task: Task, part: Part) -> RunRecord:
+    """The record with what tells its task and policy from others of their names."""
+    record = replace(record, total_steps=task.spec.total_steps, data=data)
+    if not isinstance(part, PolicyPart):
+        return record
+    return replace(record, policy=part.policy.name, policy_hash=part.policy.card["sha256"])
 
 
 def _stamp(part: Part, data: str, search: SearchResult) -> str:
@@ -193,10 +205,23 @@ def _run_part(
 def publish(results: dict[str, Any], folder: Path) -> Path:
     """Write ``results.json`` and ``report.html``, print the table; returns the report's path."""
     write_json(folder / "results.json", results)
-    report = write_report(results, folder / "report.html")
-    console.print(results_table(results))
-    console.print(f"Report: {report.resolve()}", soft_wrap=True)
+    shown = _shown(results)
+    report = write_report(shown, folder / "report.html")
+    console.print(results_table(shown))
+    console.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
     return report
+
+
+def _shown(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with a lone LR-matched constant named without its policy."""
+    names = {row["method"] for row in results["runs"] if row["method"].startswith(MATCHED)}
+    if len(names) != 1:
+        return results
+    short = {
+        key: [{**row, "method": MATCHED} if row["method"] in names else row for row in results[key]]
+        for key in ("runs", "summary")
+    }
+    return {**results, **short}
 
 
 def collect_results(

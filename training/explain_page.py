@@ -51,7 +51,7 @@ def explain_run(settings: ExplainSettings) -> Path:
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     strongest = sorted(SIGNALS, key=lambda name: -sum(abs(s["moved_by"][name]) for s in shares))
     console.print(f"Signals by what they moved: {', '.join(strongest)}.")
-    console.print(f"Page: {path.resolve()}", soft_wrap=True)
+    console.print(f"Page: {path.resolve()}", markup=False, soft_wrap=True)
     return path
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import shutil
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -33,16 +33,17 @@ from lrenv.training.methods import (
     start_lr,
     start_method,
 )
-from lrenv.training.progress import console, progress_bar
+from lrenv.training.progress import ProgressLog, console, progress_bar
 from lrenv.training.run_report import write_run_report
 from lrenv.training.runfolder import (
     check_settings,
+    read_json,
     read_state,
     write_json,
     write_state,
     write_tensors,
 )
-from lrenv.training.settings import FinetuneSettings, LanguageModelSettings
+from lrenv.training.settings import FinetuneSettings, LanguageModelSettings, check_seed
 
 VALIDATIONS = 20
 """Validations in a run."""
@@ -54,37 +55,11 @@ PROGRESS = "progress.jsonl"
 """What ``lrenv monitor`` follows: a line a start of the job, and a line an optimizer step."""
 
 
-class ProgressLog:
-    """Appends lines to the log that ``lrenv monitor`` follows, each with the time it is written at.
+@dataclass(frozen=True)
+class _Kept(FinetuneSettings):
+    """What a run folder belongs to: the settings, and a hash of the instructions."""
 
-    A start says how many steps are behind the job: what the log holds of later ones, from before a
-    kill, no longer counts.
-
-    Args:
-        path: The log.
-        start: Optimizer steps behind the job.
-        total_steps: Length of the run in optimizer steps.
-    """
-
-    def __init__(self, path: Path, start: int, total_steps: int) -> None:
-        cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-        self._file = path.open("a", buffering=1)
-        self._file.write("\n" if cut else "")
-        self.write(start=start, total_steps=total_steps)
-
-    def __enter__(self) -> ProgressLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, **values: Any) -> None:
-        """Append a line of values; floats that are not finite become null."""
-        row = {"time": round(time.time(), 3), **values}
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                row[name] = None
-        self._file.write(json.dumps(row) + "\n")
+    data_hash: str | None = None
 
 
 @dataclass
@@ -131,16 +106,17 @@ def finetune(settings: FinetuneSettings) -> Path:
         raise InputError(
             f"Expected checkpoint_every of at least 1, got {settings.checkpoint_every}; raise it."
         )
+    check_seed(settings.seed)
     policy = policy_of(settings)
     task = finetune_task(settings)
     folder = make_folder(settings.output)
     data = load_data(task.data)
-    console.print(f"Data: {data.name}, {data.note}")
+    console.print(f"Data: {data.name}, {data.note}", markup=False)
     trainee = build_trainee(task, _device(settings.device))
     label = f"{policy.name} policy" if policy else settings.method
     run = _Run(label, trainee, start_method(settings, policy, trainee))
     # Not before: a start that failed must not bind the folder.
-    check_settings(folder, settings, free={"output", "checkpoint_every"})
+    _check_folder(folder, settings)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load_state_dict(read_state(checkpoint))
@@ -156,6 +132,23 @@ def finetune(settings: FinetuneSettings) -> Path:
         metrics = _finish(folder, run, settings, writer)
         progress.write(finished=True)
     return metrics
+
+
+def _check_folder(folder: Path, settings: FinetuneSettings) -> None:
+    """Bind a folder to settings and data; one of before, without a hash, takes what comes."""
+    kept = _Kept(**vars(settings), data_hash=_data_hash(settings))
+    path = folder / "settings.json"
+    before = read_json(path) if path.exists() else asdict(kept)
+    free = {"output", "checkpoint_every"} | ({"data_hash"} - before.keys())
+    check_settings(folder, kept, free)
+
+
+def _data_hash(settings: FinetuneSettings) -> str | None:
+    if settings.trainee != "lora-llm":
+        return None
+    data = load_instructions(settings.llm.data)
+    text = json.dumps([data.train, data.val, data.test], default=vars)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _device(name: str | None) -> torch.device:
@@ -288,11 +281,11 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
         (curves, run.lrs, decisions),
         (metrics, _plain(settings, trainee)),
     )
-    table = Table("metric", "value", title=f"{folder}")
+    table = Table("metric", "value", title=escape(str(folder)))
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
     console.print(table)
-    console.print(f"Report: {report.resolve()}", soft_wrap=True)
+    console.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
     return folder / "metrics.json"
 
 

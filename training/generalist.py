@@ -112,7 +112,8 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 
 def _check_counts(settings: GeneralistSettings) -> None:
     least = {"held_out": 1, "selection": 1, "tasks": 1, "rounds": 0}
-    least |= {"group": 2, "groups_per_update": 1, "minibatch": 1}
+    least |= {"group": 2, "groups_per_update": 1, "minibatch": 1, "epochs": 1}
+    least |= {"clone_batch": 1, "evaluate_every": 1, "seed": 0}
     for name, bound in least.items():
         if getattr(settings, name) < bound:
             raise InputError(

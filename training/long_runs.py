@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from lrenv.errors import InputError
@@ -85,7 +86,7 @@ def compare_long_runs(task: Task, settings: LongRunsSettings, measure: Measure) 
         )
     folder = make_folder(settings.output)
     data = load_data(task.data)
-    console.print(f"Data: {data.name}, {data.note}")
+    console.print(f"Data: {data.name}, {data.note}", markup=False)
 
     def run(method: Method, seed: int) -> dict[str, Any]:
         return run_once(replace(task, seed=seed), method, measure, settings)
@@ -151,7 +152,7 @@ def run_once(
     losses, used, spent = [], [], 0.0
     halfway: float | None = None
     with progress_bar() as bar:
-        line = bar.add_task(f"{method.label}, seed {task.seed}", total=total, status="")
+        line = bar.add_task(f"{escape(method.label)}, seed {task.seed}", total=total, status="")
         for step in range(total):
             began = time.perf_counter()
             loss = trainee.backward()
@@ -210,5 +211,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table("method", "peak", "seed", *keys)
     for row in rows:
         peak = "–" if row["peak"] is None else f"{row['peak']:.2g}"
-        table.add_row(row["method"], peak, str(row["seed"]), *(f"{row[k]:.4g}" for k in keys))
+        figures = (f"{row[k]:.4g}" for k in keys)
+        table.add_row(escape(row["method"]), peak, str(row["seed"]), *figures)
     return table

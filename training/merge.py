@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.training.evaluate import publish
-from lrenv.training.records import RunRecord, summaries
+from lrenv.training.records import MATCHED, RunRecord, summaries
+from lrenv.training.report_plots import is_learned
 from lrenv.training.runfolder import read_json
 from lrenv.training.settings import ReportSettings
 
@@ -21,7 +22,7 @@ def report(settings: ReportSettings) -> Path:
     """Merge results, print the table, and write results and report; returns the report's path.
 
     Raises:
-        InputError: A file is missing, or holds no results of an evaluation.
+        InputError: A file is missing, or holds no results of an evaluation; or see :func:`merge`.
     """
     merged = merge([_read(path) for path in settings.results])
     return publish(merged, make_folder(settings.output))
@@ -33,12 +34,17 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         parts: Results as ``lrenv evaluate`` writes them; settings and environment of the merged
             ones are those of the first.
+
+    Raises:
+        InputError: Tasks, policies or experts of one name are not the same.
     """
+    records = [record for part in parts for record in _named(part)]
+    _check_names(records)
     runs: dict[tuple[Any, ...], RunRecord] = {}
-    for part in parts:
-        for row in part["runs"]:
-            record = RunRecord(**row)
-            runs.setdefault((record.task, record.method, record.detail, record.seed), record)
+    for record in records:
+        # What was found in a run, such as a peak, is no other method; a hint is.
+        hint = record.detail if is_learned(record.method) else None
+        runs.setdefault((record.task, record.method, hint, record.seed), record)
     data = {
         key: between.join(
             dict.fromkeys(text for part in parts for text in part["data"][key].split(between))
@@ -53,12 +59,57 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _named(part: Mapping[str, Any]) -> list[RunRecord]:
+    """The runs; those of before had no policy's name in the constant's where there was one."""
+    records = [RunRecord(**row) for row in part["runs"]]
+    learned = {record.method for record in records if is_learned(record.method)}
+    if len(learned) != 1:
+        return records
+    called = f"{MATCHED}: {learned.pop().removeprefix('learned: ')}"
+    return [r.relabelled(called) if r.method == MATCHED else r for r in records]
+
+
+def _check_names(records: Sequence[RunRecord]) -> None:
+    known: dict[str, str] = {}
+    for record in records:
+        for name, meaning in _meanings(record):
+            if known.setdefault(name, meaning) != meaning:
+                raise InputError(
+                    f"Expected the same {name} in all results, got {known[name]} and {meaning}; "
+                    "make a report of each."
+                )
+
+
+def _meanings(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What names in a record stand for, as far as it says."""
+    if record.total_steps is not None:
+        yield f"task {record.task!r}", f"{record.total_steps} steps on {record.data}"
+    if record.policy_hash is not None:
+        yield f"policy {record.policy!r}", f"weights {record.policy_hash[:12]}"
+    if record.detail.startswith(f"{record.method}, "):  # an expert at a peak that was given
+        yield f"{record.method} on {record.task!r}", f"'{record.detail}'"
+
+
 def _read(path: Path) -> dict[str, Any]:
     file = path / "results.json" if path.is_dir() else path
     found = read_json(file)
-    if not isinstance(found, dict) or found.get("format") != _FORMAT or "runs" not in found:
+    if not (isinstance(found, dict) and found.get("format") == _FORMAT and _is_whole(found)):
         raise InputError(
             f"Expected results of lrenv evaluate (format {_FORMAT}) in {file}, got something else; "
             "name its folder or its results.json."
         )
+    try:
+        for row in found["runs"]:
+            RunRecord(**row)
+    except TypeError as error:
+        raise InputError(
+            f"Expected runs as this version of lrenv records them in {file}, got: {error}; "
+            "use the version that wrote them."
+        ) from None
     return found
+
+
+def _is_whole(found: Mapping[str, Any]) -> bool:
+    data = found.get("data")
+    named = isinstance(data, dict) and all(isinstance(data.get(k), str) for k in ("name", "note"))
+    return named and isinstance(found.get("runs"), list)

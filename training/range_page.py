@@ -52,7 +52,7 @@ def run_range_test(settings: RangeTestSettings) -> Path:
     path = folder / "range_test.html"
     write_json(folder / "range_test.json", asdict(found))
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    console.print(f"Page: {path.resolve()}", soft_wrap=True)
+    console.print(f"Page: {path.resolve()}", markup=False, soft_wrap=True)
     return path
 
 

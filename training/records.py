@@ -57,6 +57,11 @@ class RunRecord:
         cdac: Standard deviation over classes of their mean confidence, see
             :class:`lrenv.training.metrics.Utility`.
         loss_gap: Distance of the final losses on test data and on as many training examples.
+        total_steps: Length of the task in optimizer steps; this and the next three tell what has
+            the same name from what is the same, and are None in results of before.
+        data: Name of its data.
+        policy: Name of the policy that set the LRs, or whose mean LR was taken; None without one.
+        policy_hash: Hash of its weights.
     """
 
     task: str
@@ -80,6 +85,10 @@ class RunRecord:
     confidence_std: float | None = None
     cdac: float | None = None
     loss_gap: float | None = None
+    total_steps: int | None = None
+    data: str | None = None
+    policy: str | None = None
+    policy_hash: str | None = None
 
     def relabelled(self, method: str) -> RunRecord:
         """The same run as that of another method."""
@@ -171,6 +180,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarise the runs of a method; a diverged run counts as infinitely bad.
 
+    Geometric means are over tasks, of each one's mean over seeds, as their interval is.
+
     Args:
         method: Name of the method.
         rows: Its runs.
@@ -179,14 +190,15 @@ def summarise(
     """
     ratios = torch.tensor([math.inf if r.ratio is None else r.ratio for r in rows]).double()
     logs = torch.log(ratios)
-    low, high = bootstrap_interval(_by_task_and_seed(rows, logs))
+    by_task = _by_task_and_seed(rows, logs.tolist())
+    low, high = bootstrap_interval(by_task)
     times = [t for row in rows if (t := row.time_to_tuned) is not None]
     return {
         "method": method,
         "runs": len(rows),
         "tuning_runs": _tuning_runs(method),
         "median_ratio": _finite(float(ratios.quantile(0.5))),
-        "geometric_mean_ratio": _finite(float(logs.mean().exp())),
+        "geometric_mean_ratio": _finite(math.exp(_mean_of_tasks(by_task))),
         "low": _finite(low),
         "high": _finite(high),
         "worst_ratio": _finite(float(ratios.max())),
@@ -226,7 +238,7 @@ def _test_ratio(
             logs.append(DIVERGED)
         else:
             logs.append(math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR)))
-    return math.exp(sum(logs) / len(logs))
+    return math.exp(_mean_of_tasks(_by_task_and_seed(rows, logs)))
 
 
 def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:
@@ -272,10 +284,14 @@ def bootstrap_interval(logs: Sequence[Sequence[float]]) -> tuple[float, float]:
     return float(means[low].exp()), float(means[high].exp())
 
 
-def _by_task_and_seed(rows: Sequence[RunRecord], logs: Tensor) -> list[list[float]]:
+def _mean_of_tasks(logs: Sequence[Sequence[float]]) -> float:
+    return sum(sum(row) / len(row) for row in logs) / len(logs)
+
+
+def _by_task_and_seed(rows: Sequence[RunRecord], logs: Sequence[float]) -> list[list[float]]:
     """Mean over hints of log ratios: of each task, one a seed."""
     groups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row, log in zip(rows, logs.tolist(), strict=True):
+    for row, log in zip(rows, logs, strict=True):
         groups[row.task][row.seed].append(log)
     return [[sum(x) / len(x) for x in by.values()] for by in groups.values()]
 

@@ -245,7 +245,7 @@ TEST_RATIO = (
 )
 SUMMARY_NOTE = (
     "Marked: the best of a column among the competitors; the references are there to compare with. "
-    "Mean ratio: the geometric mean, with its bootstrap 95 % interval. "
+    "Mean ratio: the geometric mean over tasks, with its bootstrap 95 % interval. "
     f"{TEST_RATIO} Wins: runs that beat the tuned expert. Profile area: that under a method's line "
     "in the profile. Time to tuned: the median share of a run until its validation loss is at most "
     "the tuned expert's final one, which the given share of runs reaches at all. Tuning runs: runs "

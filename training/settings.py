@@ -8,6 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lrenv.errors import InputError
+
+_LAST_SEED = 2**31 - 1  # numpy takes no seed of more than 32 bits, which runs add some to
+
+
+def check_seed(seed: int) -> None:
+    """Raise :class:`InputError` for a seed that not all random numbers can be drawn from."""
+    if not 0 <= seed <= _LAST_SEED:
+        raise InputError(f"Expected a seed from 0 to {_LAST_SEED}, got {seed}; name another.")
+
 
 @dataclass(frozen=True)
 class GeneralistSettings:
@@ -246,7 +256,7 @@ class ExplainSettings:
     """Explain the learning rates of a run: signals, attention, and a cosine beside them."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder of lrenv finetune."""
+    """Run folder of lrenv finetune, or one with a decisions.jsonl of LearnedLR.save_decisions()."""
 
 
 @dataclass(frozen=True)
