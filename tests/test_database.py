@@ -60,6 +60,17 @@ def test_a_uid_is_stored_once_and_stays(database):
     }
 
 
+def test_a_failed_trial_is_replaced_where_that_is_asked_for(database):
+    failed, done = trial("a", status="failed", seed=1), trial("b", seed=1)
+    database.add([failed, done])
+
+    again = [trial("a", seed=2, curve={"lr": [0.5]}), trial("b", seed=2)]
+    assert database.add(again) == 0
+    assert database.add(again, over_failed=True) == 1
+    assert {r.uid: r for r in database.trials(curves=True)} == {"a": again[0], "b": done}
+    assert database.counts()["curves"] == 2
+
+
 def test_tasks_policies_and_environments_are_stored_once(database):
     database.add(
         [

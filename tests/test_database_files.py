@@ -52,6 +52,23 @@ def test_export_import_export_is_identical(database, new_place, tmp_path, suffix
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_times_are_kept_in_utc_so_that_the_newest_are_first(database):
+    times = {
+        "a": "2026-01-01T05:30:00+05:30",
+        "b": "2025-12-31T23:00:00-02:00",
+        "c": "2026-01-01T00:30:00Z",
+        "d": "2026-01-01T00:00:00.5",
+    }
+    database.add(trial(uid, created=created) for uid, created in times.items())
+
+    assert [(r.uid, r.created) for r in database.trials()] == [
+        ("b", "2026-01-01T01:00:00+00:00"),
+        ("c", "2026-01-01T00:30:00+00:00"),
+        ("d", "2026-01-01T00:00:00.500000+00:00"),
+        ("a", "2026-01-01T00:00:00+00:00"),
+    ]
+
+
 def test_an_empty_database_has_empty_exports(tmp_path):
     with PolicyDatabase(tmp_path / "p.sqlite") as database:
         for name in ("empty.jsonl", "empty.parquet"):
@@ -166,7 +183,17 @@ def test_trials_are_shown_on_a_page(place, tmp_path):
     assert "COS 0.1, seed 1" in text
     assert "<td>&lt;i&gt;</td>" in text
     assert "<td>none</td>" in text
-    assert "Without learning rates or a finite loss above 0: 1." in text
+    assert "Without learning rates or a finite loss: 1." in text
+    assert "validation loss, log scale" in text
+
+
+def test_losses_below_0_are_drawn_on_a_linear_axis(tmp_path):
+    losses = [trial(str(k), metrics={"val_loss": loss}) for k, loss in enumerate((0.5, -0.5))]
+    text = write_trials_page(tmp_path / "trials.html", "Trials", losses).read_text()
+
+    assert "highest learning rate, log scale" in text
+    assert "validation loss, log scale" not in text
+    assert "Without learning rates or a finite loss: 0." in text
 
 
 def test_each_task_has_its_best_trials_named(tmp_path):
@@ -210,6 +237,13 @@ def test_commands_name_what_is_wrong(tmp_path):
         query_policies(DatabaseQuerySettings(trainee="cat", database=none))
     with pytest.raises(InputError, match=r"none.sqlite, got no such file; run a sweep, import"):
         list_trials(DatabaseListSettings(database=none))
+    with pytest.raises(InputError, match=r"none.sqlite, got no such file; run a sweep, import"):
+        list_trials(DatabaseListSettings(database=f"sqlite:///{none}"))
+    text = "Expected a status among done, stopped, diverged, failed, got 'foo'; name one"
+    with pytest.raises(InputError, match=text):
+        list_trials(DatabaseListSettings(database=none, status="foo"))
+    with pytest.raises(InputError, match=text):
+        show_trials(DatabaseShowSettings(database=none, status="foo"))
     with pytest.raises(InputError, match="Expected limit of at least 1, got 0"):
         list_trials(DatabaseListSettings(database=none, limit=0))
     with pytest.raises(InputError, match="got no such file"):

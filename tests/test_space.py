@@ -1,5 +1,7 @@
 """Search spaces over LRBench's policies."""
 
+import math
+
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_bayesian_search_learns_from_trials_before_a_restart():
     """Peaks close to 1e-2 are best; a search that starts with outcomes looks near there."""
 
     def value(drawn):
-        return abs(drawn["peak"] / 1e-2 - 1)
+        return abs(math.log10(drawn["peak"] / 1e-2))
 
     past = proposals(SPACE, "random", 2, 0)
     fresh, taught = BayesianProposals(SPACE, 0), BayesianProposals(SPACE, 0)
@@ -81,6 +83,24 @@ def test_bayesian_search_learns_from_trials_before_a_restart():
 
     far = [sum(value(s.propose(40 + i)[1]) for i in range(8)) for s in (fresh, taught)]
     assert far[1] < 0.5 * far[0]
+
+
+def test_bayesian_search_goes_on_behind_a_restart_as_without_one():
+    def walked(search, indices):
+        drawn = []
+        for index in indices:
+            drawn.append(search.propose(index)[1])
+            search.learn(index, drawn[-1], drawn[-1]["peak"])
+        return drawn
+
+    whole = walked(BayesianProposals(SPACE, 0), range(14))
+    peaks = {drawn["peak"] for drawn in whole}
+    restarted = BayesianProposals(SPACE, 0)
+    for index, drawn in enumerate(whole[:12]):
+        restarted.learn(index, drawn, drawn["peak"])
+
+    assert len(peaks) == 14
+    assert walked(restarted, range(12, 14)) == whole[12:]
 
 
 def test_a_failed_trial_is_told_as_failed():

@@ -1,6 +1,7 @@
 """Sweeps on Ray Tune: each trial is recorded once, whatever is killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from databases import trial as example
 
+from lrenv.errors import InputError
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task
 from lrenv.training.bench.database import PolicyDatabase
 from lrenv.training.bench.space import SearchSpace, proposals
-from lrenv.training.bench.sweep import Sweep, run_sweep
-from lrenv.training.bench.trial import TrainTrainee
+from lrenv.training.bench.sweep import Sweep, _TooDear, run_sweep
+from lrenv.training.bench.trial import TrainTrainee, Trial
 from lrenv.training.parallel import ray_cluster
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -108,6 +112,36 @@ def test_cost_ends_runs_at_the_target_and_those_that_are_too_dear(two, database,
             assert sweep.value(record) > STEPS
 
 
+def test_a_miss_rises_with_the_loss_and_stays_behind_every_run():
+    sweep = replace(SWEEP, measure="steps", target=-0.5)
+    losses = [-0.4, 0.0, 3.0, 1e9, math.inf]
+    values = [sweep.value(example("a", metrics={"val_loss": loss})) for loss in losses]
+
+    assert sweep.value(example("a", steps=7, metrics={"val_loss": -0.6})) == 7.0
+    assert values == sorted(set(values))
+    # 40 (2 - 1 / 1.5)
+    assert values[1] == pytest.approx(40 * 4 / 3)
+    assert STEPS < values[0] < values[-1] == 2 * STEPS
+    assert sweep.value(example("a", metrics={})) == 2 * STEPS
+    assert replace(sweep, target=0.0).value(example("a", metrics={"val_loss": 1.0})) == 1.5 * STEPS
+
+
+def test_what_is_too_dear_is_known_behind_a_restart():
+    sweep = replace(SWEEP, measure="steps", target=0.5)
+    records = [
+        example("a", steps=20, metrics={"val_loss": 0.4}),
+        example("b", steps=10, metrics={"val_loss": 0.6}),
+        example("c", steps=10, metrics={"val_loss": 0.4}, status="failed"),
+    ]
+    too_dear = _TooDear(sweep, records)
+
+    assert not too_dear("x", {"step": 19, "reached": False})
+    assert too_dear("x", {"step": 20, "reached": False})
+    assert not too_dear("x", {"step": 15, "reached": True})
+    assert too_dear("y", {"step": 15, "reached": False})
+    assert not too_dear("z", {"status": "failed", "seconds": 9.0})
+
+
 def test_early_stopping_spends_less_and_never_on_the_winner(two, database, tmp_path):
     full = run(replace(SWEEP, max_trials=16), database, tmp_path)
     short = run(replace(SWEEP, name="asha", max_trials=16, early_stopping=True), database, tmp_path)
@@ -143,6 +177,56 @@ def test_a_function_that_raises_or_diverges_or_says_nothing(two, database, tmp_p
     assert [r.error for p, r in found.items() if 0.2 < p < 0.5] == ["It reported nothing."]
     assert found[0.001].metrics == {"mine": 2.0, "val_loss": 1.0 / STEPS}
     assert SWEEP.best(records).status == "done"
+
+
+def test_a_failed_trial_keeps_its_steps_and_is_tried_again(two, database, tmp_path):
+    mended = tmp_path / "mended"
+
+    def train(trial):
+        for step in range(1, STEPS + 1):
+            if not trial.report(step, 1.0 / step, lr=trial.lr(step)):
+                return
+            if step == 10 and not mended.exists():
+                raise RuntimeError("full")
+
+    sweep = replace(SWEEP, max_trials=8, max_steps=20, measure="steps", target=0.05)
+    failed = run(sweep, database, tmp_path, train)
+    quiet = database.counts()["trials"]
+    mended.touch()
+    again = run(replace(sweep, max_trials=quiet, max_steps=None), database, tmp_path, train)
+
+    # Two trials spend the budget, a third may run beside them.
+    assert 2 <= quiet <= 3
+    for record in failed:
+        assert (record.status, record.error, record.steps) == ("failed", "RuntimeError: full", 10)
+        assert record.curve["step"] == list(range(1, 11))
+        assert record.seconds > 0
+    assert [r.uid for r in again] == [r.uid for r in failed]
+    assert {(r.status, r.steps) for r in again} == {("done", 20)}
+    assert database.counts()["trials"] == database.counts()["curves"] == quiet
+
+
+def test_a_function_that_returns_by_itself_is_done(two, database, tmp_path):
+    def train(trial):
+        (tmp_path / "folder").write_text(os.getcwd())
+        for step in (15, 30):
+            loss = torch.tensor(1.0 / step, requires_grad=True)
+            lr, metrics = torch.tensor([0.5]), {"mine": torch.tensor(2.0)}
+            trial.report(step, loss, loss, lr, metrics)
+
+    [record] = run(replace(SWEEP, max_trials=1), database, tmp_path, train)
+
+    assert (record.status, record.steps) == ("done", 30)
+    assert record.metrics == {"mine": 2.0, "val_loss": pytest.approx(1 / 30)}
+    assert record.curve["train_loss"] == pytest.approx([1 / 15, 1 / 30])
+    assert record.curve["lr"] == [0.5, 0.5]
+    assert (tmp_path / "folder").read_text() == os.getcwd()
+
+
+@pytest.mark.filterwarnings("ignore:.get_checkpoint")
+def test_a_learned_policy_has_no_lr_to_ask_for():
+    with pytest.raises(InputError, match=r"Expected a policy of LRBench, got 'learned:default'; "):
+        Trial("learned:default", STEPS).lr(0)
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(two, database, tmp_path):

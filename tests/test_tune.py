@@ -1,7 +1,11 @@
 """``lrenv tune``: the three modes, on tiny runs."""
 
+import importlib
 import json
+import shutil
+import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from lrenv.errors import InputError
 from lrenv.training.bench.database import PolicyDatabase
 from lrenv.training.bench.settings import TuneSettings
-from lrenv.training.bench.tune import tune
+from lrenv.training.bench.tune import _job, tune
 from lrenv.training.parallel import ray_cluster
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -92,25 +96,64 @@ def test_resume_takes_the_settings_of_the_folder(settings, tmp_path):
         tune(replace(other, output=tmp_path / "nowhere"))
 
 
-def test_a_function_of_the_users(settings, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "my_training.py").write_text(
+def write_function(folder: Path, power: int) -> None:
+    """Write ``my_training.py``, and see to it that it is imported anew, by workers too."""
+    import ray.cloudpickle
+
+    (folder / "my_training.py").write_text(
         "def train(trial):\n"
         "    weight = 1.0\n"
         "    for step in range(trial.total_steps):\n"
         "        weight -= trial.lr(step) * weight\n"
-        "    trial.report(trial.total_steps, weight**2)\n"
+        f"    trial.report(trial.total_steps, weight**{power})\n"
     )
-    import my_training
-    import ray.cloudpickle
+    sys.modules.pop("my_training", None)
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    importlib.invalidate_caches()
+    ray.cloudpickle.register_pickle_by_value(importlib.import_module("my_training"))
 
-    ray.cloudpickle.register_pickle_by_value(my_training)
-    records = tune(replace(settings, function="my_training:train", total_steps=10))
+
+def test_a_function_of_the_users(settings, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = replace(settings, function="my_training:train", total_steps=10)
+    write_function(tmp_path, 2)
+    records = tune(own)
+    write_function(tmp_path, 4)
+    changed = tune(own)
+    write_function(tmp_path, 2)
 
     assert {r.status for r in records} == {"done"}
     assert records[0].task == "my_training:train"
+    for before, after in zip(records, changed, strict=True):
+        assert before.policy == after.policy
+        assert after.metrics["val_loss"] == pytest.approx(before.metrics["val_loss"] ** 2)
+    assert {r.task_key for r in records} != {r.task_key for r in changed}
+    assert _job(own)[1].name == records[0].sweep
     with pytest.raises(InputError, match="Expected a training function as module:name, got 'no:t'"):
         tune(replace(settings, function="no:t"))
+
+
+def copy_policy(name: str, to: Path) -> Path:
+    for suffix in (".json", ".safetensors"):
+        with resources.as_file(resources.files("lrenv.checkpoints") / f"{name}{suffix}") as file:
+            shutil.copy(file, to.with_suffix(suffix))
+    return to
+
+
+def test_a_learned_policy_is_found_by_workers_and_known_by_its_hash(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    copy_policy("default", Path("mine.json"))
+    [record] = tune(replace(settings, learned="mine.json", trials=1))[:1]
+
+    assert (record.status, record.policy) == ("done", str(tmp_path / "mine.json"))
+    other = copy_policy("default", tmp_path / "other.json")
+    assert _job(replace(settings, learned=str(other), trials=1))[1].name == record.sweep
+    copy_policy("mlp", other)
+    assert _job(replace(settings, learned=str(other), trials=1))[1].name != record.sweep
+    with pytest.raises(InputError, match=r"Expected a policy card at none\.json"):
+        tune(replace(settings, learned="none.json", output=tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +161,7 @@ def test_a_function_of_the_users(settings, tmp_path, monkeypatch):
     [
         ({"trials": 0}, "Expected trials of at least 1, got 0"),
         ({"workers": 0}, "Expected workers of at least 1, got 0"),
+        ({"seed": -1}, "Expected a seed from 0 to 4294967295, got -1; name another"),
         ({"mode": "cost"}, "Expected a target in the mode cost and in no other, got None"),
         ({"target": 0.1}, "got 0.1 in single"),
         ({"around": True}, "Expected a learned policy to search around, got none"),
@@ -133,9 +177,26 @@ def test_unusable_settings(settings, change, message):
     assert not Path(settings.output / "sweep.json").exists()
 
 
-def test_no_trial_comes_to_its_end(settings, monkeypatch):
-    monkeypatch.setattr(
-        "lrenv.training.bench.tune.TrainTrainee", lambda task: lambda trial: trial.report(1, 1e999)
-    )
-    with pytest.raises(InputError, match="Expected a trial that comes to its end, got none"):
-        tune(settings)
+def diverge(trial):
+    trial.report(1, 1e999)
+
+
+def fail(trial):
+    raise RuntimeError("no\ndata")
+
+
+@pytest.mark.parametrize(
+    ("train", "text"),
+    [
+        (diverge, "Expected a trial that comes to its end, got none; see the page"),
+        (fail, r"got none \(k0_\S+: RuntimeError: no data\); see the page"),
+    ],
+)
+def test_no_trial_comes_to_its_end(settings, monkeypatch, train, text):
+    monkeypatch.setattr("lrenv.training.bench.tune.TrainTrainee", lambda task: train)
+    with pytest.raises(InputError, match=text):
+        tune(replace(settings, trials=1))
+
+    kept = json.loads((settings.output / "sweep.json").read_text())
+    assert len(kept["trials"]) == 1
+    assert "None came to its end" in (settings.output / "sweep.html").read_text()

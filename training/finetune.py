@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.errors import InputError
 from lrenv.files import make_folder, write_atomic
+from lrenv.scheduler import LearnedLR
 from lrenv.trainees.generation import general_loss, generate, rouge
 from lrenv.trainees.instructions import load_instructions
 from lrenv.trainees.language_model import load_tokenizer
@@ -269,9 +270,8 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
     for name, value in metrics.items():
         if isinstance(value, float):
             writer.add_scalar(f"final/{name}", value, settings.total_steps)
-    if settings.method == "learned":
-        log = "".join(json.dumps(entry) + "\n" for entry in decisions)
-        write_atomic(folder / "decisions.jsonl", lambda path: path.write_text(log))
+    if isinstance(run.method, LearnedLR):
+        run.method.save_decisions(folder / "decisions.jsonl")
     write_json(folder / "metrics.json", metrics)
     vals = {step + 1: val for step, val in run.vals.items()}
     curves = {"train": dict(enumerate(losses.tolist(), 1)), "validation": vals}

@@ -74,8 +74,12 @@ class PolicyDatabase:
         """Close all connections."""
         self.engine.dispose()
 
-    def add(self, records: Iterable[TrialRecord]) -> int:
+    def add(self, records: Iterable[TrialRecord], *, over_failed: bool = False) -> int:
         """Insert the records whose uid is new, in one transaction a batch.
+
+        Args:
+            records: The records.
+            over_failed: Replace trials of these uids that failed.
 
         Returns:
             How many were new.
@@ -87,7 +91,8 @@ class PolicyDatabase:
         checked = map(checked_record, records)
         added = 0
         while batch := list(islice(checked, _BATCH)):
-            added += self._in_session(partial(insert_trials, batch), write=True)
+            insert = partial(insert_trials, batch, over_failed=over_failed)
+            added += self._in_session(insert, write=True)
         return added
 
     def uids(self, sweep: str | None = None) -> set[str]:

@@ -18,6 +18,7 @@ from lrenv.training.bench.database import (
     default_place,
     task_features,
 )
+from lrenv.training.bench.engine import sqlite_path
 from lrenv.training.bench.exchange import export_trials, import_trials
 from lrenv.training.bench.settings import (
     DatabaseExportSettings,
@@ -27,6 +28,7 @@ from lrenv.training.bench.settings import (
     DatabaseQuerySettings,
     DatabaseShowSettings,
 )
+from lrenv.training.bench.trial_record import STATUSES
 from lrenv.training.bench.trials_page import write_trials_page
 from lrenv.training.progress import console
 
@@ -41,7 +43,7 @@ class Moved:
 
 def list_trials(settings: DatabaseListSettings) -> list[TrialRecord]:
     """Print the newest trials, and return them."""
-    _check_number("limit", settings.limit)
+    _check(settings)
     with _existing(settings.database) as database:
         counts, trials = database.counts(), _chosen(database, settings)
     table = Table("created", "sweep", "task", "policy", "seed", "status", "steps", "val_loss")
@@ -70,7 +72,7 @@ def show_trials(settings: DatabaseShowSettings) -> Path:
     Raises:
         InputError: There is no such database, or no trial that fits.
     """
-    _check_number("limit", settings.limit)
+    _check(settings)
     with _existing(settings.database) as database:
         trials, name = _chosen(database, settings, curves=True), database.name
     if not trials:
@@ -148,12 +150,21 @@ def _chosen(
 
 def _existing(place: str | None) -> PolicyDatabase:
     place = place or default_place()
-    if "://" not in place and not Path(place).expanduser().is_file():
+    path = sqlite_path(place)
+    if path is not None and not path.expanduser().is_file():
         raise InputError(
             f"Expected a policy database at {place}, got no such file; run a sweep, import one, or "
             "name another with --database."
         )
     return PolicyDatabase(place)
+
+
+def _check(settings: DatabaseListSettings) -> None:
+    _check_number("limit", settings.limit)
+    if settings.status not in (None, *STATUSES):
+        raise InputError(
+            f"Expected a status among {', '.join(STATUSES)}, got {settings.status!r}; name one."
+        )
 
 
 def _check_number(name: str, value: int) -> None:

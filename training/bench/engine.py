@@ -38,20 +38,32 @@ def open_engine(place: str | Path, timeout: float) -> tuple[Engine, str]:
     Raises:
         InputError: The URL is none of PostgreSQL, or the file's folder cannot be written.
     """
-    if "://" not in str(place):
-        return _sqlite(Path(place), timeout), str(place)
-    try:
-        url = make_url(str(place))
-        backend = url.get_backend_name()
-    except (ArgumentError, ValueError):
-        backend = "a URL that cannot be read"
-    if backend == "sqlite" and url.database:
-        return _sqlite(Path(url.database), timeout), url.database
-    if backend != "postgresql":
+    path = sqlite_path(place)
+    if path is not None:
+        return _sqlite(path, timeout), str(path)
+    url = _parsed(place)
+    backend = url.get_backend_name() if url else "a URL that cannot be read"
+    if url is None or backend != "postgresql":
         raise InputError(
             f"Expected a path or postgresql://user@host/name as database, got {backend}; name one."
         )
     return _postgresql(url, timeout), _shown(url)
+
+
+def sqlite_path(place: str | Path) -> Path | None:
+    """The file that a path or a URL of SQLite names; None for other URLs."""
+    if "://" not in str(place):
+        return Path(place)
+    url = _parsed(place)
+    local = url is not None and url.get_backend_name() == "sqlite"
+    return Path(url.database) if url and local and url.database else None
+
+
+def _parsed(place: str | Path) -> URL | None:
+    try:
+        return make_url(str(place))
+    except (ArgumentError, ValueError):
+        return None
 
 
 def _shown(url: URL) -> str:

@@ -34,17 +34,19 @@ _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 48  # of a line of bars, in characters
 _TAIL = 256  # bytes by which a file is known again
 _PACE_STEPS = 200
+_DAY = 86_400
 
 
 def monitor(settings: MonitorSettings) -> None:
     """Show a run until it is finished, or once.
 
     Raises:
-        InputError: The folder is no run's, or the interval is not positive.
+        InputError: The folder is no run's, or the interval is not positive or over a day.
     """
-    if not settings.interval > 0.0:
+    if not 0.0 < settings.interval <= _DAY:
         raise InputError(
-            f"Expected an interval above 0 seconds, got {settings.interval}; raise it."
+            f"Expected an interval above 0 seconds and up to {_DAY}, a day, got "
+            f"{settings.interval}; name another."
         )
     reader = RunReader(settings.run)
     state = _look(reader, settings)

@@ -13,7 +13,8 @@ import tyro
 class TuneSettings:
     """Tune the learning rate over LRBench's policies, on Ray Tune: by grid, at random, or Bayesian.
 
-    A sweep that was stopped goes on from its folder; each trial is recorded once.
+    A sweep that was stopped goes on from its folder; each trial is recorded once, and tried again
+    where it failed.
     """
 
     mode: Literal["single", "composition", "cost"] = "single"
@@ -23,7 +24,7 @@ class TuneSettings:
     """Trainee, see the README for the names."""
     function: str | None = None
     """Training function of your own instead, by module:name; it is called with a
-    lrenv.training.bench.trial.Trial."""
+    lrenv.training.bench.trial.Trial. Where its file changes, it is another sweep."""
     optimizer: str = "adam"
     """Optimizer of it: sgd or rmsprop (momentum 0.9), adam, or adamw (weight decay 0.01)."""
     total_steps: int = 600
@@ -163,4 +164,4 @@ class MonitorSettings:
     once: bool = False
     """Show the run as it is, and end."""
     interval: float = 2.0
-    """Seconds between two looks."""
+    """Seconds between two looks, a day at most."""

@@ -188,7 +188,7 @@ class RandomProposals:
 
     def propose(self, index: int) -> tuple[str, dict[str, Any]] | None:
         """See :class:`Proposals`."""
-        sampler = optuna.samplers.RandomSampler(seed=(self._seed * 1_000_003 + index) % 2**32)
+        sampler = optuna.samplers.RandomSampler(seed=_seed_of(self._seed, index))
         trial = optuna.create_study(sampler=sampler).ask()
         return str(self._space.draw(trial)), dict(trial.params)
 
@@ -200,12 +200,14 @@ class BayesianProposals:
     """Optuna's tree-structured Parzen estimator, over all outcomes so far."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        self._space, self._study = space, optuna.create_study(sampler=sampler)
+        self._space, self._seed, self._study = space, seed, optuna.create_study()
         self._open: dict[int, optuna.Trial] = {}
 
     def propose(self, index: int) -> tuple[str, dict[str, Any]] | None:
-        """See :class:`Proposals`."""
+        """See :class:`Proposals`; random numbers are the seed's and the number's alone."""
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=_seed_of(self._seed, index), constant_liar=True
+        )
         trial = self._open[index] = self._study.ask()
         return str(self._space.draw(trial)), dict(trial.params)
 
@@ -223,6 +225,10 @@ class BayesianProposals:
                     params=dict(parameters), distributions=fixed.distributions, value=value
                 )
             )
+
+
+def _seed_of(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index) % 2**32
 
 
 def proposals(space: SearchSpace, walk: Walk, points: int, seed: int) -> Proposals:

@@ -20,6 +20,7 @@ from lrenv.training.bench.trials_page import (
     number_cell,
     peak,
     policies_of,
+    positive,
     short_policy,
     table,
 )
@@ -56,8 +57,8 @@ def write_sweep_page(path: Path, sweep: Sweep, records: Sequence[TrialRecord]) -
         library=get_plotlyjs(),
         text=escape(f"{text}: {_long(done[0])}." if done else f"{text}. None came to its end."),
         coordinates=_coordinates(sweep, done, kind),
-        rates=curves(done[:_SHOWN], "lr", "learning rate, log scale", _short),
-        losses=curves(done[:_SHOWN], "val_loss", "validation loss, log scale", _short),
+        rates=curves(done[:_SHOWN], "lr", "learning rate", _short),
+        losses=curves(done[:_SHOWN], "val_loss", "validation loss", _short),
         table=_table(records),
     )
     page = simple_page(f"Sweep: {sweep.task}", body)
@@ -80,7 +81,9 @@ def _coordinates(sweep: Sweep, done: Sequence[TrialRecord], kind: str) -> str:
         return "<p>No trial of LRBench's policies came to its end.</p>"
     policies = [policies_of(record)[0] for record in rows]
     kinds = sorted({policy.kind for policy in policies})
-    values = [math.log10(sweep.value(record)) for record in rows]
+    values = [sweep.value(record) for record in rows]
+    log = positive(values)
+    values = [math.log10(value) for value in values] if log else values
     peaks = [math.log10(peak(policy)) for policy in policies]
     dimensions: list[dict[str, Any]] = [
         {
@@ -91,7 +94,7 @@ def _coordinates(sweep: Sweep, done: Sequence[TrialRecord], kind: str) -> str:
         },
         {"label": "log₁₀ peak LR", "values": peaks},
         {"label": "steps taken", "values": [record.steps for record in rows]},
-        {"label": f"log₁₀ {kind}", "values": values},
+        {"label": f"log₁₀ {kind}" if log else kind, "values": values},
     ]
     figure = go.Figure(
         go.Parcoords(

@@ -13,6 +13,7 @@ from typing import Any
 import ray.tune
 import torch
 
+from lrenv.errors import InputError
 from lrenv.policies.lrbench import parse_policy
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
@@ -40,6 +41,7 @@ class Trial:
         seed: Seed of the run.
         state: What the run last gave to :meth:`report` as its state before it was killed; None for
             a new run.
+        through: Whether the run is over by its last report: at its last step, or told to end.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trial:
         self._target = -math.inf if target is None else target
         self._schedule = None if policy.startswith(LEARNED) else parse_policy(policy)
         self.state: dict[str, Any] | None = None
+        self.through = False
         self._before = 0.0
         checkpoint = ray.tune.get_checkpoint()
         if checkpoint:
@@ -57,9 +60,22 @@ class Trial:
             self.state, self._before = kept["state"], kept["seconds"]
         self._began = self._saved = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """Duration of the run so far, with what was before its checkpoint."""
+        return self._before + time.perf_counter() - self._began
+
     def lr(self, step: int) -> float:
-        """The LR of optimizer step ``step``, from 0; not for learned policies."""
-        assert self._schedule is not None
+        """The LR of optimizer step ``step``, from 0; not for learned policies.
+
+        Raises:
+            InputError: The policy is a learned one.
+        """
+        if self._schedule is None:
+            raise InputError(
+                f"Expected a policy of LRBench, got {self.policy!r}; schedule it by "
+                "lrenv.LearnedLR, or start the sweep with --learned None."
+            )
         return self._schedule(step)
 
     def report(
@@ -73,6 +89,8 @@ class Trial:
     ) -> bool:
         """Report how a run does; a sweep that cuts bad runs short may end it here.
 
+        Numbers may be tensors of one element.
+
         Args:
             step: Optimizer steps taken.
             val_loss: Validation loss, the lower the better.
@@ -85,18 +103,20 @@ class Trial:
         Returns:
             Whether to go on: the target is not reached, and the loss is finite.
         """
+        val_loss = float(val_loss)
         good = math.isfinite(val_loss)
         reached = good and val_loss <= self._target
+        self.through = not good or reached or step >= self.total_steps
         now = time.perf_counter()
         row = {
             "step": step,
             "val_loss": val_loss if good else math.inf,
-            "train_loss": train_loss,
-            "lr": lr,
-            "seconds": self._before + now - self._began,
+            "train_loss": None if train_loss is None else float(train_loss),
+            "lr": None if lr is None else float(lr),
+            "seconds": self.seconds,
             "reached": reached,
             "status": "done" if good else "diverged",
-            **{f"metric/{name}": value for name, value in (metrics or {}).items()},
+            **{f"metric/{name}": float(value) for name, value in (metrics or {}).items()},
         }
         if state is None or now - self._saved < _CHECKPOINT_SECONDS:
             ray.tune.report(row)

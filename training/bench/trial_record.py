@@ -8,7 +8,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from numbers import Real
 from typing import Any
 
@@ -209,8 +209,9 @@ def _point(value: Any) -> float | None:
 
 
 def _created(value: str) -> str:
-    datetime.fromisoformat(value)
-    return value
+    """The time in UTC, as texts are sorted; one without an offset is taken as UTC."""
+    time = datetime.fromisoformat(value)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
 _TEXT = ("text", _text)

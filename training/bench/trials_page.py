@@ -49,15 +49,15 @@ def write_trials_page(path: Path, title: str, records: Sequence[TrialRecord]) ->
     of_task = "" if len(tasks) == 1 else " of their task"
     named = f"The {len(best)} with the lowest validation loss{of_task} have names; "
     named += "click one to hide it."
-    points = [record for record in ranked if _highest(record) and 0 < _loss(record) < math.inf]
+    points = [record for record in ranked if _highest(record) and _loss(record) < math.inf]
     body = _BODY.substitute(
         library=get_plotlyjs(),
         text=escape(f"Trials: {len(records)}, tasks: {len(tasks)}."),
         named=escape(f"{named} The others are grey." if others else named),
-        rates=curves(best, "lr", "learning rate, log scale", name, others),
-        losses=curves(best, "val_loss", "validation loss, log scale", name, others),
+        rates=curves(best, "lr", "learning rate", name, others),
+        losses=curves(best, "val_loss", "validation loss", name, others),
         peaks=_peaks(points, name),
-        missing=f"Without learning rates or a finite loss above 0: {len(records) - len(points)}.",
+        missing=f"Without learning rates or a finite loss: {len(records) - len(points)}.",
         table=_table(ranked),
     )
     write_atomic(path, lambda temporary: temporary.write_text(simple_page(title, body), "utf-8"))
@@ -101,6 +101,8 @@ def curves(
 ) -> str:
     """A column of the curves over optimizer steps, as HTML; the page brings the library.
 
+    The axis is logarithmic, but for losses of which some are not above 0.
+
     Args:
         records: Trials that the legend names.
         column: Such as ``lr`` or ``val_loss``.
@@ -112,7 +114,20 @@ def curves(
         _line(r, column, name, line=_OTHERS, showlegend=False, hoverinfo="name") for r in others
     ]
     lines = [line for line in (*grey, *(_line(r, column, name) for r in records)) if line]
-    return figure_html(lines, title, log=True) if lines else "<p>No trial reported any.</p>"
+    if not lines:
+        return "<p>No trial reported any.</p>"
+    log = column == "lr" or positive(y for line in lines for y in line.y)
+    return figure_html(lines, axis_title(title, log), log=log)
+
+
+def positive(values: Iterable[float | None]) -> bool:
+    """Whether all values are above 0, so that they have logarithms; None is left out."""
+    return all(value is None or value > 0 for value in values)
+
+
+def axis_title(title: str, log: bool) -> str:
+    """The title of an axis, with its scale where that is logarithmic."""
+    return f"{title}, log scale" if log else title
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -167,8 +182,9 @@ def _peaks(records: Sequence[TrialRecord], name: Callable[[TrialRecord], str]) -
     ]
     if not marks:
         return "<p>None.</p>"
-    title, x_title = "validation loss, log scale", "highest learning rate, log scale"
-    return figure_html(marks, title, log=True, x_title=x_title, log_x=True)
+    log = positive(map(_loss, records))
+    title, x_title = axis_title("validation loss", log), axis_title("highest learning rate", True)
+    return figure_html(marks, title, log=log, x_title=x_title, log_x=True)
 
 
 def _table(records: Sequence[TrialRecord]) -> str:

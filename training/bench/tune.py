@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from rich.table import Table
 import lrenv
 from lrenv.errors import InputError
 from lrenv.files import make_folder
+from lrenv.policies.frozen import load_policy
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import load_data
@@ -31,6 +34,7 @@ from lrenv.training.runfolder import check_settings, read_json, write_json
 _FREE = {"output", "database", "workers", "ray_address", "resume", "trials", "max_steps"}
 _FREE |= {"max_seconds"}
 _AROUND = (0.1, 3.0)
+_SEEDS = 2**32
 
 
 def tune(settings: TuneSettings) -> list[TrialRecord]:
@@ -40,12 +44,14 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
         All trials of the sweep.
 
     Raises:
-        InputError: A setting cannot be used, the folder belongs to another sweep, or the database
-            or Ray cannot be reached.
+        InputError: A setting cannot be used, the folder belongs to another sweep, the database
+            or Ray cannot be reached, or no trial came to its end.
     """
     if settings.resume:
         settings = _started_with(settings)
     _check(settings)
+    if settings.learned:
+        settings = replace(settings, learned=_from_root(settings.learned))
     train, sweep = _job(settings)
     space = _space(settings)
     folder = make_folder(settings.output)
@@ -69,11 +75,11 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
         if settings.around:
             space = _narrowed(space, run(replace(sweep, max_trials=0), space))
         records = run(sweep, space)
-    _show(sweep, records, settings)
     rows = [asdict(record) for record in records]
     write_json(folder / "sweep.json", {"sweep": asdict(sweep), "trials": rows})
     page = write_sweep_page(folder / "sweep.html", sweep, records)
     console.print(f"Page: {page.resolve()}", soft_wrap=True)
+    _show(sweep, records)
     return records
 
 
@@ -96,6 +102,10 @@ def _check(settings: TuneSettings) -> None:
     for name in ("trials", "total_steps", "workers"):
         if getattr(settings, name) < 1:
             raise InputError(f"Expected {name} of at least 1, got {getattr(settings, name)}.")
+    if not 0 <= settings.seed < _SEEDS:
+        raise InputError(
+            f"Expected a seed from 0 to {_SEEDS - 1}, got {settings.seed}; name another."
+        )
     if (settings.mode == "cost") != (settings.target is not None):
         raise InputError(
             f"Expected a target in the mode cost and in no other, got {settings.target} in "
@@ -103,6 +113,13 @@ def _check(settings: TuneSettings) -> None:
         )
     if settings.around and not settings.learned:
         raise InputError("Expected a learned policy to search around, got none; give --learned.")
+
+
+def _from_root(learned: str) -> str:
+    """The path of a policy from the root, for workers in other folders; names stay as they are."""
+    path, card = Path(learned), Path(f"{learned}.json")
+    local = (path.suffix or len(path.parts) > 1) and (path.is_file() or card.is_file())
+    return str(path.absolute()) if local else learned
 
 
 def _space(settings: TuneSettings) -> SearchSpace:
@@ -118,11 +135,12 @@ def _space(settings: TuneSettings) -> SearchSpace:
 
 
 def _narrowed(space: SearchSpace, records: Sequence[TrialRecord]) -> SearchSpace:
-    rates = [lr for lr in records[0].curve["lr"] if lr] if records else []
+    sound = [record for record in records if record.status != "failed"]
+    rates = [lr for lr in sound[0].curve["lr"] if lr] if sound else []
     if not rates:
         raise InputError(
-            "Expected the learned policy's run to search around, got none that reports its LRs; "
-            "leave out --around."
+            "Expected the learned policy's run to search around, got none that reports its LRs"
+            f"{_first_failure(records)}; leave out --around."
         )
     low, high = (factor * max(rates) for factor in _AROUND)
     console.print(f"Peak LRs from {low:.3g} to {high:.3g}, around what the policy chose.")
@@ -133,8 +151,8 @@ def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
     """The training function and the sweep."""
     train: Callable[[Trial], None]
     if settings.function:
-        train = _import_function(settings.function)
-        name, key, features, data = settings.function, settings.function, {}, ""
+        train, source = _import_function(settings.function)
+        name, key, features, data = settings.function, sweep_name(settings.function, source), {}, ""
     else:
         optimizer = OptimizerSpec.usual(settings.optimizer)
         task = build_task(settings.trainee, settings.total_steps, optimizer)
@@ -142,6 +160,8 @@ def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
         name, key = f"{settings.trainee}, {settings.optimizer}", task.key()
         features = task_features(task)
     defining = {k: v for k, v in asdict(settings).items() if k not in _FREE}
+    if settings.learned:
+        defining["learned"] = load_policy(settings.learned).card["sha256"]
     environment = {
         "lrenv": lrenv.__version__,
         "torch": torch.__version__,
@@ -167,7 +187,8 @@ def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
     )
 
 
-def _import_function(place: str) -> Callable[[Trial], None]:
+def _import_function(place: str) -> tuple[Callable[[Trial], None], str]:
+    """A training function, and a hash of the files that name and define it."""
     module, _, name = place.partition(":")
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
@@ -179,17 +200,29 @@ def _import_function(place: str) -> Callable[[Trial], None]:
         ) from None
     if not callable(function):
         raise InputError(f"Expected a function, got {place!r}, a {type(function).__name__}.")
-    return function  # type: ignore[no-any-return]
+    names = sorted({module, getattr(function, "__module__", module)})
+    files = [getattr(sys.modules.get(name), "__file__", None) or "" for name in names]
+    source = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+    return function, hashlib.sha256(source).hexdigest()
 
 
-def _show(sweep: Sweep, records: Sequence[TrialRecord], settings: TuneSettings) -> None:
+def _first_failure(records: Sequence[TrialRecord]) -> str:
+    """The first trial's message that has one, for errors."""
+    told = [r for r in records if r.error]
+    return f" ({told[0].policy}: {' '.join(told[0].error.split())})" if told else ""
+
+
+def _show(sweep: Sweep, records: Sequence[TrialRecord]) -> None:
     """Print the best trials, and where no run reached the target, the closest."""
     counts = {s: sum(r.status == s for r in records) for s in ("diverged", "failed", "stopped")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     console.print(f"{len(records)} trials{f' ({told})' if told else ''}.")
     best = sweep.best(records)
     if best is None:
-        raise InputError("Expected a trial that comes to its end, got none; see their messages.")
+        raise InputError(
+            f"Expected a trial that comes to its end, got none{_first_failure(records)}; see the "
+            "page, and start again what failed."
+        )
     table = Table("trial", "policy", "validation loss", "steps", "seconds")
     done = sorted((r for r in records if r.status == "done"), key=sweep.value)
     for record in done[:10]:

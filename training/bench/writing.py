@@ -1,14 +1,14 @@
-"""Inserts into the policy database that leave what is there as it is."""
+"""Inserts into the policy database that leave what is there as it is, or all but failures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -27,13 +27,17 @@ _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.in
 Shared = type[TaskRow] | type[PolicyRow] | type[EnvironmentRow]
 
 
-def insert_trials(records: Sequence[TrialRecord], session: Session) -> int:
-    """Insert the records whose uid is new, and return how many.
+def insert_trials(
+    records: Sequence[TrialRecord], session: Session, over_failed: bool = False
+) -> int:
+    """Insert the records whose uid is new, or failed if these are replaced, and return how many.
 
     Everything goes in by ascending hash or uid: writers that insert the same rows wait for one
     another in one order, and never both.
     """
     by_uid = {record.uid: record for record in reversed(records)}
+    if over_failed:
+        _delete_failed(session, by_uid)
     known = set(session.scalars(select(TrialRow.uid).where(TrialRow.uid.in_(by_uid))))
     new = [by_uid[uid] for uid in sorted(by_uid.keys() - known)]
     if not new:
@@ -52,6 +56,13 @@ def insert_trials(records: Sequence[TrialRecord], session: Session) -> int:
     if curves:
         session.execute(_insert(session, CurveRow), curves)
     return len(inserted)
+
+
+def _delete_failed(session: Session, uids: Collection[str]) -> None:
+    failed = select(TrialRow.id).where(TrialRow.uid.in_(uids), TrialRow.status == "failed")
+    ids = session.scalars(failed).all()
+    session.execute(delete(CurveRow).where(CurveRow.trial_id.in_(ids)))
+    session.execute(delete(TrialRow).where(TrialRow.id.in_(ids)))
 
 
 def _insert(session: Session, table: type[Base]) -> Any:
