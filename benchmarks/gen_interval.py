@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 
 from lrenv.adaptive import GeNLR, HiDLR
-from lrenv.adaptive.gen import group_parameters
+from lrenv.adaptive.groups import group_parameters
 from lrenv.trainees.families import training_task
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.tasks import Task

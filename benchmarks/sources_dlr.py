@@ -9,7 +9,7 @@ from sources_claims import Check, SourceTable, judge
 from sources_runs import Method, Runs, expert, learned, peer
 
 from lrenv.adaptive import HiDLR
-from lrenv.adaptive.gen import group_parameters
+from lrenv.adaptive.groups import group_parameters
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec

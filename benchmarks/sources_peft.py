@@ -10,7 +10,7 @@ from sources_claims import Check, SourceTable, judge
 from sources_runs import Method, Row, Runs, follow
 
 from lrenv.adaptive import HiDLR
-from lrenv.adaptive.gen import freeze_to_budget, group_parameters
+from lrenv.adaptive.groups import freeze_to_budget, group_parameters
 from lrenv.policies.experts import schedule
 from lrenv.trainees.adapted import AdaptedDecoderSpec
 from lrenv.trainees.single import SingleTrainee

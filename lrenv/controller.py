@@ -31,8 +31,9 @@ from lrenv.decisions import (
     scale_free_plan,
 )
 from lrenv.errors import InputError
-from lrenv.observation import OptimizerTraits, ScaleFreeObserver, finite_mean
+from lrenv.observation import ScaleFreeObserver, finite_mean
 from lrenv.statistics import StepMeter, StepStats
+from lrenv.traits import OptimizerTraits
 from lrenv.window import Interval
 
 Preset = Literal["scale-free", "classic"]

@@ -67,6 +67,11 @@ def check_total_steps(total_steps: int, least: int) -> int:
     return steps
 
 
+def trial_steps(total_steps: int) -> int:
+    """The length to plan for: trials of one to three steps end ahead of theirs."""
+    return max(check_total_steps(total_steps, 1), CALIBRATION_STEPS + 1)
+
+
 def check_steps_per_epoch(steps: float | None) -> float | None:
     """Return optimizer steps in an epoch, or raise :class:`InputError` if they are not positive."""
     number = isinstance(steps, Real) and not isinstance(steps, bool)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.statistics import StepStats
+from lrenv.traits import OptimizerTraits
 from lrenv.window import WINDOW, Interval, StepWindow, pad_left
 
 CLIP = 5.0
@@ -82,31 +82,6 @@ _LEFT, _LOG_LEFT, _SHARE, _EPOCHS_KNOWN, _EPOCHS = map(
 def columns_of(*starts: str) -> list[int]:
     """Places in ``FEATURES`` of those whose names begin with one of some strings."""
     return [i for i, name in enumerate(FEATURES) if name.startswith(starts)]
-
-
-@dataclass(frozen=True)
-class OptimizerTraits:
-    """What a policy is told of the optimizer.
-
-    Attributes:
-        known: 1 if the other two are known, ``(r,)``.
-        adaptive: 1 if updates are normalised by gradient magnitudes (Adam, RMSprop), ``(r,)``.
-        momentum: Momentum coefficient, 0 if there is none, ``(r,)``.
-    """
-
-    known: Tensor
-    adaptive: Tensor
-    momentum: Tensor
-
-
-def traits_of(optimizer: torch.optim.Optimizer) -> OptimizerTraits:
-    """Read the traits of a torch optimizer from its class name and first parameter group."""
-    group, name = optimizer.param_groups[0], type(optimizer).__name__.lower()
-    adaptive = "adam" in name or "rmsprop" in name
-    known = adaptive or "sgd" in name
-    momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
-    row = (float(known), float(adaptive), float(momentum) if known else 0.0)
-    return OptimizerTraits(*(torch.tensor([value]) for value in row))
 
 
 class ScaleFreeObserver:

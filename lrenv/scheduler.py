@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +16,15 @@ from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.advice import CUT, IDLE, NEGATIVE, OVERRUN, SHORT, Advice
 from lrenv.controller import Controller, Decision
 from lrenv.decision_log import log_entry, save_log
-from lrenv.decisions import CALIBRATION_STEPS, check_total_steps
+from lrenv.decisions import check_total_steps, trial_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
 from lrenv.gradients import GradientReader
 from lrenv.hooks import listen, set_lr
 from lrenv.losses import LossReports
-from lrenv.observation import traits_of
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.rollback import Rollback
+from lrenv.traits import check_unit, traits_of
 
 _SHORTEST = 100
 _IDLE = 100  # steps of the scheduler; batches that are accumulated are fewer
@@ -102,7 +101,7 @@ class LearnedLR(LRScheduler):
             raise InputError(f"Expected a torch optimizer, got a {type(optimizer).__name__}.")
         # accelerate's wrapper steps the optimizer within, on which the hooks must be.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        _check_unit(optimizer)
+        check_unit(optimizer)
         if layerwise not in (None, "lc"):
             raise InputError(f"Expected layerwise to be None or 'lc', got {layerwise!r}.")
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
@@ -111,7 +110,7 @@ class LearnedLR(LRScheduler):
         device = params[0].device if params else torch.device("cpu")
         self._open, self._advice = total_steps is None, Advice()
         self.controller = Controller(
-            _HORIZON if total_steps is None else _long_enough(total_steps),
+            _HORIZON if total_steps is None else trial_steps(total_steps),
             traits_of(optimizer),
             preset=self.policy.preset,
             device=device,
@@ -361,18 +360,3 @@ class LearnedLR(LRScheduler):
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             set_lr(group, float(lr))
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-
-
-def _long_enough(total_steps: int) -> int:
-    """The length to plan for: trials of one to three steps end ahead of theirs."""
-    return max(check_total_steps(total_steps, 1), CALIBRATION_STEPS + 1)
-
-
-def _check_unit(optimizer: Optimizer) -> None:
-    group = optimizer.param_groups[0]
-    unit = float(group.get("initial_lr", group["lr"]))
-    if not (unit > 0.0 and math.isfinite(unit)):
-        raise InputError(
-            f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
-            "sets the ratios between groups, any positive number will do."
-        )

@@ -9,13 +9,13 @@ from hypothesis import settings
 from jobs import make_policy
 from torch import Tensor
 
-from lrenv.observation import OptimizerTraits
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.synthetic import teacher_dataset
 from lrenv.trainees.tasks import DataSpec, Task
+from lrenv.traits import OptimizerTraits
 
 settings.register_profile("lrenv", deadline=None)
 settings.load_profile("lrenv")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lrenv.controller import Controller
 from lrenv.decisions import MAX_DECISIONS, DecisionPlan
 from lrenv.errors import InputError
-from lrenv.observation import FEATURES, OptimizerTraits
+from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy, build_actor
 from lrenv.policies.network import Head
 from lrenv.trainees.families import training_task
@@ -19,6 +19,7 @@ from lrenv.training import clone
 from lrenv.training.clone import Demonstrations, collect, demonstrate, fit, label_error
 from lrenv.training.expert_search import search_experts
 from lrenv.training.settings import GeneralistSettings
+from lrenv.traits import OptimizerTraits
 
 SETTINGS = GeneralistSettings(
     longest_demonstration=5000,

@@ -11,11 +11,12 @@ from lrenv.action import CLASSIC_RANGE, PROBE_LR, START_RATIO
 from lrenv.controller import Controller, run_interval
 from lrenv.decisions import MAX_DECISIONS
 from lrenv.errors import InputError
-from lrenv.observation import FEATURES, OptimizerTraits
+from lrenv.observation import FEATURES
 from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
+from lrenv.traits import OptimizerTraits
 
 SPEC = MLPSpec((8,), batch_size=8, total_steps=60)
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ import torch
 from lrenv.errors import InputError
 from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.decoder import DecoderSpec
-from lrenv.trainees.families import TRAINING_FAMILIES, training_numbers, training_task
+from lrenv.trainees.families import training_numbers, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
 from lrenv.trainees.unseen import harsh_tasks, held_out_tasks, unseen_tasks
-from lrenv.training.settings import GeneralistSettings
 
 TRAINING = [training_task(i) for i in range(300)]
 HELD_OUT = held_out_tasks()
@@ -357,8 +355,26 @@ def test_half_of_the_diverse_tasks_are_broad_and_the_others_on_data_drawn_for_ea
         assert build_trainee(task).backward().isfinite()
 
 
-def test_the_command_line_knows_all_families():
-    assert get_args(get_type_hints(GeneralistSettings)["family"]) == tuple(TRAINING_FAMILIES)
+def test_a_function_of_ones_own_is_a_family(tmp_path, monkeypatch):
+    (tmp_path / "own_family.py").write_text(
+        "from dataclasses import replace\n"
+        "from lrenv.trainees.families import training_task\n"
+        "def short(n):\n"
+        "    task = training_task(n, 'plain')\n"
+        "    return replace(task, spec=replace(task.spec, total_steps=30 + n))\n"
+        "none = print\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+
+    assert training_task(5, "own_family:short").spec.total_steps == 35
+    with pytest.raises(InputError, match="own_family:none to return a Task, got a NoneType"):
+        training_task(5, "own_family:none")
+    with pytest.raises(InputError, match="Expected a family of tasks as module:name, got 'no:f'"):
+        training_task(5, "no:f")
+    with pytest.raises(InputError, match="Expected a training family among"):
+        training_task(5, "plane")
 
 
 def test_training_skips_the_tasks_that_are_held_out():

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lrenv.adaptive import GeNLR, HiDLR
-from lrenv.adaptive.gen import fit_quadratic, freeze_to_budget, group_parameters
+from lrenv.adaptive.gen import fit_quadratic
+from lrenv.adaptive.groups import freeze_to_budget, group_parameters
 from lrenv.errors import InputError
 
 

@@ -18,11 +18,10 @@ from lrenv.decisions import MAX_DECISIONS
 from lrenv.observation import (
     CLIP,
     FEATURES,
-    OptimizerTraits,
     ScaleFreeObserver,
-    traits_of,
 )
 from lrenv.statistics import StepStats
+from lrenv.traits import OptimizerTraits, traits_of
 from lrenv.window import WINDOW, Interval
 
 COLUMN = {name: i for i, name in enumerate(FEATURES)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from lrenv.action import MAX_CHANGE
 from lrenv.controller import Controller
 from lrenv.decisions import DecisionPlan
-from lrenv.observation import FEATURES, OptimizerTraits
+from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
 from lrenv.trainees.tasks import load_data
 from lrenv.training.rollout import (
@@ -21,6 +21,7 @@ from lrenv.training.rollout import (
     recovery_label,
     roll_out,
 )
+from lrenv.traits import OptimizerTraits
 
 COLUMN = {name: i for i, name in enumerate(FEATURES)}
 

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from lrenv.controller import Run
-from lrenv.observation import OptimizerTraits
 from lrenv.trainees.specs import RunSpec
+from lrenv.traits import OptimizerTraits
 
 Split = Literal["train", "val", "test"]
 

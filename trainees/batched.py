@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lrenv.errors import InputError
-from lrenv.observation import OptimizerTraits
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import (
@@ -21,6 +20,7 @@ from lrenv.trainees.specs import (
     steps_per_epoch,
 )
 from lrenv.trainees.stacked_optimizer import StackedOptimizer
+from lrenv.traits import OptimizerTraits
 
 
 class BatchedTrainee:

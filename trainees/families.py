@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lrenv.errors import InputError
+from lrenv.imports import import_function
 from lrenv.trainees.hard_kinds import lasting, picture, repeated, rough, table
 from lrenv.trainees.kinds import (
     adapted,
@@ -30,8 +31,20 @@ def training_task(index: int, family: str = "varied") -> Task:
 
     Args:
         index: The number of the task.
-        family: A key of ``TRAINING_FAMILIES``.
+        family: A key of ``TRAINING_FAMILIES``, or where else a function from a number to a task is,
+            ``module:name``.
+
+    Raises:
+        InputError: There is no such family, or the function returns no task.
     """
+    if ":" in family:
+        task = import_function(family, "a family of tasks")(index)
+        if not isinstance(task, Task):
+            raise InputError(
+                f"Expected {family} to return a Task, got a {type(task).__name__}; see "
+                "lrenv.trainees.kinds for examples."
+            )
+        return task
     if family not in TRAINING_FAMILIES:
         raise InputError(
             f"Expected a training family among {', '.join(TRAINING_FAMILIES)}; got {family!r}."

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrenv.observation import OptimizerTraits, traits_of
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
 from lrenv.trainees.specs import (
@@ -22,6 +21,7 @@ from lrenv.trainees.specs import (
     steps_per_epoch,
 )
 from lrenv.trainees.stacked import trained
+from lrenv.traits import OptimizerTraits, traits_of
 
 
 class SingleTrainee:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lrenv.observation import OptimizerTraits
 from lrenv.trainees.specs import RunSpec
+from lrenv.traits import OptimizerTraits
 
 _EPSILON = 1e-8
 

@@ -54,6 +54,7 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     """
     folder = make_folder(settings.output)
     _check_counts(settings)
+    training_task(0, settings.family)  # refuses one that is not there
     check_settings(folder, settings, free=_PLACE | {"hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
@@ -208,6 +209,7 @@ def _card(
         "preset": "scale-free",
         "made_by": "lrenv train generalist",
         "settings": recipe,
-        "training_families": f"{settings.family} tasks of lrenv.trainees.families",
+        "training_families": f"{settings.family} tasks"
+        + ("" if ":" in settings.family else " of lrenv.trainees.families"),
         "ratio_to_tuned_expert": dict(found),
     }

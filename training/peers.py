@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR, PairwiseLayers
-from lrenv.adaptive.gen import group_parameters
+from lrenv.adaptive.groups import group_parameters
 from lrenv.errors import InputError
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec

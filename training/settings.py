@@ -38,30 +38,10 @@ class GeneralistSettings:
     """Seed of everything random, the tasks of PPO among it; take another one to go on from a policy
     by PPO on tasks that are new to it, an even one to go on from broad to diverse. Tasks that are
     demonstrated or held out stay the same."""
-    family: Literal[
-        "varied",
-        "plain",
-        "mixed",
-        "convnet",
-        "decoder",
-        "adapted",
-        "general",
-        "regression",
-        "scarce",
-        "easy",
-        "brief",
-        "wide",
-        "balanced",
-        "repeated",
-        "rough",
-        "broad",
-        "picture",
-        "table",
-        "lasting",
-        "diverse",
-    ] = "balanced"
-    """Family of the training tasks, see lrenv.trainees.families; lasting ones are of 1,000 steps or
-    more, see longest_run."""
+    family: str = "balanced"
+    """Family of the training tasks, by its name in lrenv.trainees.families, or a function of your
+    own from a number to a task, by module:name; lasting tasks are of 1,000 steps or more, see
+    longest_run."""
     start: str | None = None
     """Policy whose weights training starts from, by name or path."""
     hidden: tuple[str, ...] = ()

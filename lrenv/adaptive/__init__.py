@@ -4,7 +4,8 @@ They act on any torch optimizer, between ``loss.backward()`` and the end of ``op
 """
 
 from lrenv.adaptive.alr import ALRScheduler
-from lrenv.adaptive.gen import GeNLR, HiDLR, freeze_to_budget, group_parameters
+from lrenv.adaptive.gen import GeNLR, HiDLR
+from lrenv.adaptive.groups import freeze_to_budget, group_parameters
 from lrenv.adaptive.lc import LCSensitivityLR
 from lrenv.adaptive.pairwise import PairwiseLayers
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from rich.table import Table
 import lrenv
 from lrenv.errors import InputError
 from lrenv.files import make_folder
+from lrenv.imports import import_function
 from lrenv.policies.frozen import load_policy
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
@@ -189,17 +188,8 @@ def _job(settings: TuneSettings) -> tuple[Callable[[Trial], None], Sweep]:
 
 def _import_function(place: str) -> tuple[Callable[[Trial], None], str]:
     """A training function, and a hash of the files that name and define it."""
-    module, _, name = place.partition(":")
-    sys.path.insert(0, os.getcwd())
-    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    try:
-        function: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"Expected a training function as module:name, got {place!r} ({error})."
-        ) from None
-    if not callable(function):
-        raise InputError(f"Expected a function, got {place!r}, a {type(function).__name__}.")
+    function = import_function(place, "a training function")
+    module = place.partition(":")[0]
     names = sorted({module, getattr(function, "__module__", module)})
     files = [getattr(sys.modules.get(name), "__file__", None) or "" for name in names]
     source = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
