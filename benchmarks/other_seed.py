@@ -1,0 +1,97 @@
+"""What is in reach without a search: ``python benchmarks/other_seed.py``.
+
+Trains tasks that no shipped policy was trained or selected on under a policy, told no validation
+losses, and under the expert tuned on another seed of the same task: what tuning carries over
+to the next run. Both are compared with the expert tuned on the very seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+import tyro
+from rich.table import Table
+
+from lrenv.policies.frozen import load_policy
+from lrenv.policies.network import Head
+from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.trainees.tasks import Task
+from lrenv.training.compare import OtherSeedPart
+from lrenv.training.expert_search import search_experts
+from lrenv.training.generalist import summary
+from lrenv.training.outcome_ppo import evaluate_actor
+from lrenv.training.parallel import Workers
+from lrenv.training.progress import console, track
+from lrenv.training.runfolder import write_json
+
+NUMBERS = HELD_OUT_NUMBERS[150:400]
+"""Numbers of the tasks; later ones select policies, earlier ones did or are measured elsewhere."""
+
+_CUT = 0.3  # of log ratios, e^0.3 = 1.35
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark."""
+
+    policy: str = "default"
+    """Policy, by the name of a shipped one or the path of its card."""
+    families: tuple[str, ...] = ("balanced", "repeated", "rough", "picture", "table")
+    """Families of the tasks."""
+    tasks: int = 24
+    """Tasks of each family, at most."""
+    longest: int = 500
+    """Longest runs, in optimizer steps."""
+    output: Path = Path("runs/other_seed.json")
+    """Where the figures go."""
+    workers: int = 1
+    """Tasks side by side."""
+
+
+def main(settings: Settings) -> None:
+    """Train, print the table, write the JSON file."""
+    torch.set_num_threads(1)
+    actor = load_policy(settings.policy).actor
+    table = Table("family", "method", "mean ratio", "cut at 1.35", "median", "worst")
+    found: dict[str, dict[str, list[float]]] = {}
+    with Workers(settings.workers) as workers:
+        for family in track(settings.families, "Families"):
+            tasks = _tasks(family, settings)
+            jobs = [(task,) for task in tasks]
+            logs = torch.tensor(list(workers.starmap(log_ratios_of, jobs, actor)))
+            found[family] = {"tasks": [task.seed for task in tasks]}
+            for method, row in zip(("policy", "expert tuned on another seed"), logs.T, strict=True):
+                found[family][method] = row.tolist()
+                table.add_row(family, method, *_figures(row))
+    console.print(table)
+    head = {**asdict(settings), "output": str(settings.output)}
+    write_json(settings.output, {"settings": head, "log_ratios": found})
+
+
+def log_ratios_of(task: Task, actor: Head) -> tuple[float, float]:
+    """Log ratios of the policy, and of the expert tuned on another seed."""
+    policy = float(evaluate_actor(actor, [task])[0, 0])
+    other = OtherSeedPart().run(task, "", search_experts(task))[0].ratio
+    return policy, math.inf if other is None else math.log(other)
+
+
+def _tasks(family: str, settings: Settings) -> Sequence[Task]:
+    drawn = (training_task(number, family) for number in NUMBERS)
+    short = (task for task in drawn if task.spec.total_steps <= settings.longest)
+    return list(islice(short, settings.tasks))
+
+
+def _figures(logs: torch.Tensor) -> list[str]:
+    known = summary(logs)
+    cut = logs.clamp_max(_CUT).mean().exp().item()
+    figures = (known["geometric_mean"], cut, known["median"], known["worst_finite"])
+    return [f"{figure:.3f}" for figure in figures]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
