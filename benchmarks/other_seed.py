@@ -8,7 +8,6 @@ to the next run. Both are compared with the expert tuned on the very seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,15 +57,15 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     actor = load_policy(settings.policy).actor
     table = Table("family", "method", "mean ratio", "cut at 1.35", "median", "worst")
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float | None]]] = {}
     with Workers(settings.workers) as workers:
         for family in track(settings.families, "Families"):
             tasks = _tasks(family, settings)
-            jobs = [(task,) for task in tasks]
+            jobs = [(task,) for task in tasks.values()]
             logs = torch.tensor(list(workers.starmap(log_ratios_of, jobs, actor)))
-            found[family] = {"tasks": [task.seed for task in tasks]}
+            found[family] = {"numbers": list(tasks)}
             for method, row in zip(("policy", "expert tuned on another seed"), logs.T, strict=True):
-                found[family][method] = row.tolist()
+                found[family][method] = [x if math.isfinite(x) else None for x in row.tolist()]
                 table.add_row(family, method, *_figures(row))
     console.print(table)
     head = {**asdict(settings), "output": str(settings.output)}
@@ -80,10 +79,10 @@ def log_ratios_of(task: Task, actor: Head) -> tuple[float, float]:
     return policy, math.inf if other is None else math.log(other)
 
 
-def _tasks(family: str, settings: Settings) -> Sequence[Task]:
-    drawn = (training_task(number, family) for number in NUMBERS)
-    short = (task for task in drawn if task.spec.total_steps <= settings.longest)
-    return list(islice(short, settings.tasks))
+def _tasks(family: str, settings: Settings) -> dict[int, Task]:
+    drawn = ((number, training_task(number, family)) for number in NUMBERS)
+    short = (pair for pair in drawn if pair[1].spec.total_steps <= settings.longest)
+    return dict(islice(short, settings.tasks))
 
 
 def _figures(logs: torch.Tensor) -> list[str]:

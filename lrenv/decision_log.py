@@ -41,7 +41,17 @@ def log_entry(controller: Controller, decision: Decision, rolled_back: bool) -> 
     return entry
 
 
-def save_log(path: Path, policy: str, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Write entries and the name of the policy that made them as lines of JSON, atomically."""
-    text = "".join(json.dumps({"policy": policy, **entry}) + "\n" for entry in entries)
+def save_log(path: Path, entries: Iterable[Mapping[str, Any]], policy: Mapping[str, Any]) -> None:
+    """Write entries as lines of JSON, atomically.
+
+    Args:
+        path: Where to.
+        entries: The entries.
+        policy: The card of the policy that made them; each line has its name and hash.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    head = {"policy": policy["name"], "policy_sha256": policy["sha256"]}
+    text = "".join(json.dumps({**head, **entry}) + "\n" for entry in entries)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -13,7 +13,7 @@ from lrenv.processes import own_shard
 
 
 class GradientReader:
-    """Reads the parameters of an optimizer that have a gradient when they are first read.
+    """Reads the parameters of an optimizer that have a gradient when they are chosen.
 
     Args:
         optimizer: The optimizer.

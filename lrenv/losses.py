@@ -53,7 +53,7 @@ class LossReports:
         self._given = []
 
     def take(self) -> Tensor:
-        """Mean of the losses since the last step, or else the closure's, or else the last one."""
+        """Mean of the finite losses since the last step, or the closure's, or else the last one."""
         if self._given:
             several = len(self._given) > 1
             # A loss that is not finite may be of a step that was skipped.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class ScaleFreeObserver:
             return
         if "loss" not in self._memo:
             self._set_references(self._early, start_lr)
-        self._refer_layers([s for early in self._early for s in early.stats])
+        self._refer([s for early in self._early for s in early.stats])
         self._early = []
         rows = {
             **self._progress(interval),
@@ -135,9 +136,10 @@ class ScaleFreeObserver:
         self.tokens.append(token.clamp(-bounds, bounds))
 
     def forget_layers(self) -> None:
-        """Relate layers to what is measured next, as others of them train from now on."""
-        for name in _LAYERWISE:
+        """Relate what is measured of layers to what comes next, as others train from now on."""
+        for name in (*_LAYERWISE, "param_norm", "path", "squares"):
             self._memo.pop(name, None)
+        self._early = [replace(interval, stats=[]) for interval in self._early]
 
     def padded(self) -> Tensor:
         """Return the observation padded with zeros behind, ``(r, MAX_DECISIONS, f)``."""
@@ -196,15 +198,16 @@ class ScaleFreeObserver:
         return last
 
     def _set_references(self, intervals: Sequence[Interval], start_lr: Tensor) -> None:
-        stats = [s for interval in intervals for s in interval.stats]
         losses = torch.cat([interval.losses for interval in intervals], 1)
         self._memo["loss"] = finite_mean(losses).clamp_min(_TINY)
-        self._memo["param_norm"] = stats[0].param_norm
         self._memo["start_lr"] = start_lr
-        self._memo["path"] = self._memo["squares"] = torch.zeros_like(start_lr)
 
-    def _refer_layers(self, stats: Sequence[StepStats]) -> None:
-        """Set what layers are related to, where there is nothing finite yet."""
+    def _refer(self, stats: Sequence[StepStats]) -> None:
+        """Set what measured steps are related to, where there is nothing finite yet."""
+        start = stats[0].param_norm
+        self._memo.setdefault("param_norm", start)
+        for name in ("path", "squares"):
+            self._memo.setdefault(name, torch.zeros_like(start))
         for name in _LAYERWISE:
             first = finite_mean(torch.stack([getattr(s, name) for s in stats], -1))
             floor = 1e-3 * first.amax(1, keepdim=True).clamp_min(_TINY)

@@ -145,7 +145,8 @@ class LearnedLR(LRScheduler):
 
         Args:
             metrics: Training loss, a scalar of at least 0. Of several since the last optimizer step
-                the mean counts, as under gradient accumulation; if there is none, the last one.
+                the mean of the finite ones counts, as under gradient accumulation; if there is
+                none, the last one.
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
@@ -182,8 +183,11 @@ class LearnedLR(LRScheduler):
 
         ``lrenv explain`` and ``lrenv monitor`` read the file where it is ``decisions.jsonl`` in the
         folder that they are given.
+
+        Raises:
+            InputError: The file cannot be written.
         """
-        save_log(Path(path), self.policy.name, self.decisions)
+        save_log(Path(path), self.decisions, self.policy.card)
 
     def explain(self) -> list[dict[str, Any]]:
         """Attribute the decisions so far to signals, see :func:`lrenv.explain.explain`."""
@@ -206,10 +210,13 @@ class LearnedLR(LRScheduler):
         self._advice.forget(OVERRUN)
 
     def finish(self, steps: int) -> None:
-        """Bring the run to its end within further optimizer steps; the LR does not rise any more.
+        """Bring the run to its end within further optimizer steps.
+
+        The LR does not rise any more, once it is no longer a probe (the first 3 steps).
 
         Raises:
-            InputError: They are no whole number, or less than one.
+            InputError: They are no whole number, less than one, or fewer than the 4 that a whole
+                run needs.
         """
         if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
             raise InputError(
@@ -296,7 +303,8 @@ class LearnedLR(LRScheduler):
         if self._waiting:
             return
         # Torch's gradient scaler has fused optimizers do nothing where gradients overflow, within
-        # their step. To read that is to wait for the device, so only where a step is measured.
+        # their step. To read that is to wait for the device, so only where a step is measured;
+        # those that overflow elsewhere count as steps.
         overflow = getattr(self.optimizer, "found_inf", None)
         self._skipped = self.controller.measuring and overflow is not None and bool(overflow)
         if self._skipped:

@@ -197,15 +197,30 @@ def _float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def find_card(name_or_path: str | Path) -> Path | None:
+    """The card of a policy that is a file; None for a shipped one, or where there is none."""
+    path = Path(name_or_path)
+    if path.suffix not in _SUFFIXES and len(path.parts) < 2:
+        return None
+    card = _card_beside(path)
+    return card if card.exists() else None
+
+
+def _card_beside(path: Path) -> Path:
+    return path.with_name(re.sub(r"\.(json|safetensors)$", "", path.name) + ".json")
+
+
 def _find(name_or_path: str | Path) -> Path:
+    card = find_card(name_or_path)
+    if card:
+        return card
     path = Path(name_or_path)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
-        card = path.with_name(re.sub(r"\.(json|safetensors)$", "", path.name) + ".json")
-        if card.exists():
-            return card
         if path.suffix not in _SUFFIXES and re.fullmatch(_HUB_ID, str(name_or_path)):
             return _find_on_hub(str(name_or_path))
-        raise PolicyFileError(f"Expected a policy card at {card}, got nothing; check the path.")
+        raise PolicyFileError(
+            f"Expected a policy card at {_card_beside(path)}, got nothing; check the path."
+        )
     names = shipped_policies()
     if str(name_or_path) not in names:
         close = get_close_matches(str(name_or_path), names, 1)

@@ -81,7 +81,7 @@ def test_copies_act_and_groups_may_be_added() -> None:
     first = ALRScheduler(optimizer)
     for scheduler in (first, copy.deepcopy(first)):
         owned = scheduler.optimizer
-        owned.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.2})
+        owned.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": torch.tensor(0.2)})
         step(owned, [3.0, 4.0])
         lrs = scheduler.get_last_lr()
         assert lrs[1] == pytest.approx(2 * lrs[0])

@@ -90,11 +90,19 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, capsys):
     assert "got: one that is not finished" in capsys.readouterr().err
 
 
-def test_a_log_without_its_policy_is_refused(tmp_path: Path, capsys):
-    (tmp_path / "decisions.jsonl").write_text('{"step": 3}\n')
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "a log without decisions"),
+        ('{"step": 3}\n', "a log that names no policy"),
+        ('{"policy": "default", "policy_sha256": "0"}\n', "the log of another policy than"),
+    ],
+)
+def test_logs_that_do_not_belong_to_a_policy_are_refused(tmp_path: Path, capsys, log, reason):
+    (tmp_path / "decisions.jsonl").write_text(log)
     with pytest.raises(SystemExit):
         main(["explain", str(tmp_path)])
-    assert "got: a log that names no policy" in capsys.readouterr().err
+    assert f"got: {reason}" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys):

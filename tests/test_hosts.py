@@ -133,13 +133,17 @@ def test_accelerate_counts_optimizer_steps(tmp_path: Path) -> None:
 
 
 def scaled_run(
-    fused: bool, scaler: torch.amp.GradScaler, steps: int, overflows: tuple[int, ...] = ()
+    fused: bool,
+    scaler: torch.amp.GradScaler,
+    steps: int,
+    overflows: tuple[int, ...] = (),
+    total_steps: int | None = None,
 ) -> tuple[LearnedLR, Tensor]:
     """Train by scaled gradients; returns the scheduler and the features of its decisions."""
     torch.manual_seed(0)
     net = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, fused=fused)
-    scheduler, data = LearnedLR(optimizer, steps), points()
+    scheduler, data = LearnedLR(optimizer, total_steps or steps), points()
     for step in range(steps):
         x, y = data[step * 8 % 96 : step * 8 % 96 + 8]
         loss = nn.functional.cross_entropy(net(x), y)
@@ -155,14 +159,25 @@ def scaled_run(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_steps_that_overflow_are_not_counted(fused: bool) -> None:
+def test_measured_steps_that_overflow_are_not_counted(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     scheduler, seen = scaled_run(fused, scaler, 60, overflows=(0, 1, 2, 30))
 
     assert seen.isfinite().all()
     assert all(0 < d["lr"] < 1e3 for d in scheduler.decisions)
-    assert seen[-1].count_nonzero() == scaled_run(False, scaler, 60)[1][-1].count_nonzero()
+    assert torch.equal(seen[-1] != 0, scaled_run(False, scaler, 60)[1][-1] != 0)
     assert scheduler.controller.step == 56
+
+
+@pytest.mark.parametrize(("fused", "counted"), [(False, 297), (True, 300)])
+def test_steps_that_overflow_unmeasured_count_where_they_are_fused(fused, counted) -> None:
+    overflows = (241, 242, 243)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scheduler, _ = scaled_run(fused, scaler, 300, overflows, total_steps=20_000)
+
+    plan = scheduler.controller.plan
+    assert all(plan.next_end(step) - step > plan.measured for step in overflows)
+    assert scheduler.controller.step == counted
 
 
 def test_fused_steps_of_scaled_gradients_are_measured_as_others() -> None:

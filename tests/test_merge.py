@@ -96,7 +96,7 @@ def test_one_name_for_two_things_is_refused(
         merge([of(one), of(two)])
 
 
-def test_results_of_before_do_not_say_what_they_are_of():
+def test_results_may_not_say_what_they_are_of():
     assert len(rows(of({"total_steps": 40, "data": "digits"}), of({"seed": 1}))) == 2
 
 
@@ -120,7 +120,7 @@ def test_what_was_found_in_a_run_makes_no_other_method():
     ]
 
 
-def test_constants_of_before_get_the_name_of_their_policy():
+def test_a_constant_without_a_name_gets_that_of_the_only_policy():
     def lone(policy: str) -> dict:
         return of({"method": f"learned: {policy}"}, {"method": "LR-matched constant"})
 

@@ -74,7 +74,8 @@ def test_the_default_type_does_not_matter(bfloat16_by_default: None) -> None:
 
 def two_layers(policy: FrozenPolicy) -> tuple[nn.Module, torch.optim.Optimizer, LearnedLR]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    body = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16))
+    model = nn.Sequential(body, nn.ReLU(), nn.Linear(16, 3))
     optimizer = torch.optim.Adam(model.parameters())
     return model, optimizer, LearnedLR(optimizer, 300, policy)
 
@@ -89,11 +90,24 @@ def test_layers_that_take_over_are_measured() -> None:
     head.weight.grad = head.bias.grad = None
     losses = learn(model, optimizer, scheduler, 200)
 
-    assert scheduler._reader.places == [0, 1]
+    assert scheduler._reader.places == [0, 1, 2, 3]
     assert max(d["lr"] for d in scheduler.decisions) < 0.3
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
-    seen = scheduler.decisions[-1]["features"]
-    assert abs(seen["grad_norm_median"]) < 3
+    features = [d["features"] for d in scheduler.decisions if d["step"] >= 104]
+    for name in ("grad_norm_median", "weight_growth", "straightness"):
+        assert max(abs(seen[name]) for seen in features) < 2, name
+
+
+def test_layers_may_take_turns_from_the_first_step(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = two_layers(policy)
+    for step in range(40):
+        for part, trains in ((model[0], step % 2 == 0), (model[2], step % 2 == 1)):
+            part.requires_grad_(trains)
+            for param in part.parameters():
+                param.grad = None
+        learn(model, optimizer, scheduler, 1)
+
+    assert all(math.isfinite(v) for d in scheduler.decisions for v in d["features"].values())
 
 
 def test_parameters_may_be_replaced_by_others(policy: FrozenPolicy) -> None:

@@ -161,7 +161,7 @@ def test_a_learned_policy_is_found_by_workers_and_known_by_its_hash(
     [
         ({"trials": 0}, "Expected trials of at least 1, got 0"),
         ({"workers": 0}, "Expected workers of at least 1, got 0"),
-        ({"seed": -1}, "Expected a seed from 0 to 4294967295, got -1; name another"),
+        ({"seed": -1}, "Expected a seed from 0 to 2147483647, got -1; name another"),
         ({"mode": "cost"}, "Expected a target in the mode cost and in no other, got None"),
         ({"target": 0.1}, "got 0.1 in single"),
         ({"around": True}, "Expected a learned policy to search around, got none"),

@@ -42,7 +42,7 @@ def explain_run(settings: ExplainSettings) -> Path:
     Raises:
         InputError: The folder holds no run of a policy, or one of a classic policy.
     """
-    run = _read(settings.run)
+    run = _read(settings.run, settings.policy)
     title = f"Why these learning rates: {run.policy.name} in {settings.run.name}"
     shares = explain(run.policy, run.decisions)
     body = _BODY.substitute(rates=_rates(run), shares=_shares(shares), looks=_looks(run))
@@ -55,7 +55,7 @@ def explain_run(settings: ExplainSettings) -> Path:
     return path
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path, named: str | None) -> _Run:
     try:
         log, path = folder / "decisions.jsonl", folder / "settings.json"
         settings = json.loads(path.read_text()) if path.exists() or not log.exists() else {}
@@ -64,10 +64,14 @@ def _read(folder: Path) -> _Run:
         if not log.exists():
             raise ValueError("one that is not finished")
         decisions = [json.loads(line) for line in log.read_text().splitlines()]
-        name = settings.get("policy") or (decisions or [{}])[0].get("policy")
+        if not decisions:
+            raise ValueError("a log without decisions, of a run that is too short")
+        name = named or settings.get("policy") or decisions[0].get("policy")
         if name is None:
             raise ValueError("a log that names no policy")
         policy = load_policy(name)
+        if decisions[0].get("policy_sha256", policy.card["sha256"]) != policy.card["sha256"]:
+            raise ValueError(f"the log of another policy than {name!r}; name its card by --policy")
         return _Run(policy, decisions, int(decisions[-1]["total_steps"]))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

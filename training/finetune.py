@@ -136,7 +136,7 @@ def finetune(settings: FinetuneSettings) -> Path:
 
 
 def _check_folder(folder: Path, settings: FinetuneSettings) -> None:
-    """Bind a folder to settings and data; one of before, without a hash, takes what comes."""
+    """Bind a folder to settings and data; settings without a hash take any data."""
     kept = _Kept(**vars(settings), data_hash=_data_hash(settings))
     path = folder / "settings.json"
     before = read_json(path) if path.exists() else asdict(kept)

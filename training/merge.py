@@ -60,7 +60,7 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _named(part: Mapping[str, Any]) -> list[RunRecord]:
-    """The runs; those of before had no policy's name in the constant's where there was one."""
+    """The runs; an LR-matched constant that names no policy is that of the only one there."""
     records = [RunRecord(**row) for row in part["runs"]]
     learned = {record.method for record in records if is_learned(record.method)}
     if len(learned) != 1:

@@ -58,7 +58,7 @@ class RunRecord:
             :class:`lrenv.training.metrics.Utility`.
         loss_gap: Distance of the final losses on test data and on as many training examples.
         total_steps: Length of the task in optimizer steps; this and the next three tell what has
-            the same name from what is the same, and are None in results of before.
+            the same name from what is the same; None where the results do not say.
         data: Name of its data.
         policy: Name of the policy that set the LRs, or whose mean LR was taken; None without one.
         policy_hash: Hash of its weights.

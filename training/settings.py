@@ -10,7 +10,7 @@ import tyro
 
 from lrenv.errors import InputError
 
-_LAST_SEED = 2**31 - 1  # numpy takes no seed of more than 32 bits, which runs add some to
+_LAST_SEED = 2**31 - 1  # numpy's seeds have 32 bits, and runs add small numbers to theirs
 
 
 def check_seed(seed: int) -> None:
@@ -237,6 +237,8 @@ class ExplainSettings:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of lrenv finetune, or one with a decisions.jsonl of LearnedLR.save_decisions()."""
+    policy: str | None = None
+    """Policy that decided, by name or path; by default the one that the run names."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class ALRScheduler(LRScheduler):
         score += _ACTIVATION_SHARE * self._sigmoid(1, activation)
         low, high = self.bounds
         self.base_lrs += [
-            group["lr"] for group in self.optimizer.param_groups[len(self.base_lrs) :]
+            float(group["lr"]) for group in self.optimizer.param_groups[len(self.base_lrs) :]
         ]
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             raw = min(max(float(base) / (1.0 + score), low), high)

@@ -44,9 +44,10 @@ class HiDLR(LRScheduler):
     Every ``interval`` optimizer steps the loss of the same batch is taken at 4 probes a group (8 at
     least), w − Σ ξ_k·u_k, where u_k is the update that group k has just made. Least squares give
     the slope and curvature of the loss along each u_k, and with them the best LR of each group
-    (Hi-DLR, equation 5). Groups are the optimizer's own; :func:`group_parameters` makes them. What
-    it really does: it follows the best LR for the *next* step on *this* batch, which is known to be
-    too greedy on noisy batches, and knows nothing of the steps that are left. The sources estimate
+    (Hi-DLR, equation 5). Groups are the optimizer's own, see
+    :func:`lrenv.adaptive.group_parameters`. What it really does: it follows the best LR for the
+    *next* step on *this* batch, which is known to be too greedy on noisy batches, and knows nothing
+    of the steps that are left. The sources estimate
     every 4 to 8 steps; every 20 costs less and does better (benchmarks/gen_interval.py).
 
     A probe costs a forward pass. At these steps alone the parameters exist three times.

@@ -65,10 +65,12 @@ def freeze_to_budget(scheduler: HiDLR, budget: int) -> list[int]:
         The indices of the groups that are still trained.
 
     Raises:
-        InputError: There is no estimate yet, or nothing fits the budget.
+        InputError: The scheduler is a GeNLR, there is no estimate yet, or nothing fits the budget.
     """
     if isinstance(scheduler, GeNLR):
-        raise InputError("Expected a HiDLR, got a GeNLR, which tells groups not apart.")
+        raise InputError(
+            "Expected a HiDLR, got a GeNLR, which has one LR for all groups; use HiDLR."
+        )
     if not any(scheduler.influence):
         raise InputError("Expected an estimate of influences, got none yet; train a few steps.")
     groups = scheduler.optimizer.param_groups

@@ -82,7 +82,7 @@ class PolicyDatabase:
             over_failed: Replace trials of these uids that failed.
 
         Returns:
-            How many were new.
+            How many were new, or replaced one that failed.
 
         Raises:
             InputError: A record has a value that cannot be stored, or the database does not take

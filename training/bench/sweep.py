@@ -72,8 +72,8 @@ class Sweep:
     def value(self, record: TrialRecord) -> float:
         """What is to be least, of a trial.
 
-        One that never reached the target has more than any run, and up to twice as much the
-        further off it is.
+        A run that missed the target costs between one and two times the longest run, the more the
+        further its loss is off.
         """
         loss = record.metrics.get("val_loss", math.inf)
         if self.measure == "val_loss" or self.target is None:
@@ -176,7 +176,7 @@ def _run(config: dict[str, Any], train: Callable[[Trial], None], sweep: Sweep) -
     try:
         trial = Trial(config["policy"], sweep.total_steps, sweep.seed, sweep.target)
         train(trial)
-        end = None if trial.through else {"status": "ended"}
+        end = None if trial.ended else {"status": "ended"}
     except Exception as error:  # a training function may raise anything; the sweep goes on
         end = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     if end:

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray.tune
 import torch
+from torch import Tensor
 
 from lrenv.errors import InputError
 from lrenv.policies.lrbench import parse_policy
@@ -41,7 +42,8 @@ class Trial:
         seed: Seed of the run.
         state: What the run last gave to :meth:`report` as its state before it was killed; None for
             a new run.
-        through: Whether the run is over by its last report: at its last step, or told to end.
+        ended: Whether the last report ended the run: its last step, the target, or a loss that is
+            not finite.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Trial:
         self._target = -math.inf if target is None else target
         self._schedule = None if policy.startswith(LEARNED) else parse_policy(policy)
         self.state: dict[str, Any] | None = None
-        self.through = False
+        self.ended = False
         self._before = 0.0
         checkpoint = ray.tune.get_checkpoint()
         if checkpoint:
@@ -81,15 +83,13 @@ class Trial:
     def report(
         self,
         step: int,
-        val_loss: float,
-        train_loss: float | None = None,
-        lr: float | None = None,
-        metrics: Mapping[str, float] | None = None,
+        val_loss: Tensor | float,
+        train_loss: Tensor | float | None = None,
+        lr: Tensor | float | None = None,
+        metrics: Mapping[str, Tensor | float] | None = None,
         state: Callable[[], dict[str, Any]] | None = None,
     ) -> bool:
         """Report how a run does; a sweep that cuts bad runs short may end it here.
-
-        Numbers may be tensors of one element.
 
         Args:
             step: Optimizer steps taken.
@@ -106,7 +106,7 @@ class Trial:
         val_loss = float(val_loss)
         good = math.isfinite(val_loss)
         reached = good and val_loss <= self._target
-        self.through = not good or reached or step >= self.total_steps
+        self.ended = not good or reached or step >= self.total_steps
         now = time.perf_counter()
         row = {
             "step": step,

@@ -17,7 +17,7 @@ import lrenv
 from lrenv.errors import InputError
 from lrenv.files import make_folder
 from lrenv.imports import import_function
-from lrenv.policies.frozen import load_policy
+from lrenv.policies.frozen import find_card, load_policy
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import load_data
@@ -29,11 +29,11 @@ from lrenv.training.bench.sweep_page import write_sweep_page
 from lrenv.training.bench.trial import TrainTrainee, Trial
 from lrenv.training.progress import console
 from lrenv.training.runfolder import check_settings, read_json, write_json
+from lrenv.training.settings import check_seed
 
 _FREE = {"output", "database", "workers", "ray_address", "resume", "trials", "max_steps"}
 _FREE |= {"max_seconds"}
 _AROUND = (0.1, 3.0)
-_SEEDS = 2**32
 
 
 def tune(settings: TuneSettings) -> list[TrialRecord]:
@@ -101,10 +101,7 @@ def _check(settings: TuneSettings) -> None:
     for name in ("trials", "total_steps", "workers"):
         if getattr(settings, name) < 1:
             raise InputError(f"Expected {name} of at least 1, got {getattr(settings, name)}.")
-    if not 0 <= settings.seed < _SEEDS:
-        raise InputError(
-            f"Expected a seed from 0 to {_SEEDS - 1}, got {settings.seed}; name another."
-        )
+    check_seed(settings.seed)
     if (settings.mode == "cost") != (settings.target is not None):
         raise InputError(
             f"Expected a target in the mode cost and in no other, got {settings.target} in "
@@ -116,9 +113,8 @@ def _check(settings: TuneSettings) -> None:
 
 def _from_root(learned: str) -> str:
     """The path of a policy from the root, for workers in other folders; names stay as they are."""
-    path, card = Path(learned), Path(f"{learned}.json")
-    local = (path.suffix or len(path.parts) > 1) and (path.is_file() or card.is_file())
-    return str(path.absolute()) if local else learned
+    card = find_card(learned)
+    return str(card.absolute()) if card else learned
 
 
 def _space(settings: TuneSettings) -> SearchSpace:
