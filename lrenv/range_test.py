@@ -304,9 +304,11 @@ def _suggest(
     before, least, behind = losses[best - 1 : best + 2]
     shift = 0.5 * (before - behind) / (before - 2 * least + behind)
     lr = lrs[best] * (lrs[1] / lrs[0]) ** shift * above
-    return min(lr, lrs[len(losses) - 1]), (
+    most = lrs[len(losses) - 1]
+    return min(lr, most), (
         f"{above:g} times, the usual distance to the best peak, the lowest point of a "
         "parabola through the LR whose short run ended lowest and those beside it"
+        + (f", but no more than {most:.2g}, the highest LR that trained" if lr > most else "")
     )
 
 

@@ -270,6 +270,12 @@ def test_settings_that_cannot_work_are_refused_at_the_start(tmp_path, monkeypatc
         train_generalist(GeneralistSettings(output=tmp_path, **settings))
 
 
+def test_an_unknown_family_is_refused_ahead_of_all(tmp_path):
+    with pytest.raises(InputError, match="Expected a training family among"):
+        train_generalist(GeneralistSettings(output=tmp_path / "run", family="plane"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_update_of_ppo_draws_new_short_tasks(tmp_path):
     settings = GeneralistSettings(
         output=tmp_path, family="mixed", longest_run=300, groups_per_update=8

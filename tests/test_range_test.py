@@ -75,6 +75,7 @@ def test_a_grid_suggests_no_lr_beyond_those_that_train():
 
     assert found.best < found.lrs[-1]
     assert found.suggestion == found.lrs[-1]
+    assert "but no more than 1.1, the highest LR that trained" in found.reason
 
 
 def test_a_validated_grid_is_judged_by_its_validation():

@@ -229,6 +229,16 @@ def test_a_learned_policy_has_no_lr_to_ask_for():
         Trial("learned:default", STEPS).lr(0)
 
 
+@pytest.mark.filterwarnings("ignore:.get_checkpoint", "ignore:Expected a run of at least 100")
+def test_a_trial_schedules_an_optimizer_where_its_policy_is_learned():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    learned = Trial("learned:mlp", STEPS).learned(optimizer)
+
+    assert learned.policy.name == "mlp"
+    assert learned.controller.plan.total_steps == STEPS
+    assert Trial("k0_0.1+lrPolicy_FIX", STEPS).learned(optimizer) is None
+
+
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(two, database, tmp_path):
     folder = str(tmp_path)
 

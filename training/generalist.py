@@ -52,9 +52,9 @@ def train_generalist(settings: GeneralistSettings) -> Path:
         InputError: The run folder belongs to other settings, or cannot be written; or there is no
             Ray for the workers.
     """
-    folder = make_folder(settings.output)
     _check_counts(settings)
     training_task(0, settings.family)  # refuses one that is not there
+    folder = make_folder(settings.output)
     check_settings(folder, settings, free=_PLACE | {"hours", "updates"})
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)

@@ -13,6 +13,7 @@ from typing import Any
 import ray.tune
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lrenv.errors import InputError
 from lrenv.policies.lrbench import parse_policy
@@ -76,9 +77,15 @@ class Trial:
         if self._schedule is None:
             raise InputError(
                 f"Expected a policy of LRBench, got {self.policy!r}; schedule it by "
-                "lrenv.LearnedLR, or start the sweep with --learned None."
+                "trial.learned(optimizer), or start the sweep with --learned None."
             )
         return self._schedule(step)
+
+    def learned(self, optimizer: Optimizer) -> LearnedLR | None:
+        """The scheduler of an optimizer under the learned policy; None under one of LRBench's."""
+        if self._schedule is not None:
+            return None
+        return LearnedLR(optimizer, self.total_steps, self.policy.removeprefix(LEARNED))
 
     def report(
         self,

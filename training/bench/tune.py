@@ -209,6 +209,8 @@ def _show(sweep: Sweep, records: Sequence[TrialRecord]) -> None:
             f"Expected a trial that comes to its end, got none{_first_failure(records)}; see the "
             "page, and start again what failed."
         )
+    if counts["failed"]:
+        console.print(f"Failed first{_first_failure(records)}.", markup=False)
     table = Table("trial", "policy", "validation loss", "steps", "seconds")
     done = sorted((r for r in records if r.status == "done"), key=sweep.value)
     for record in done[:10]:
