@@ -123,12 +123,7 @@ def range_test(
     Raises:
         InputError: A setting cannot be used, there are no batches, or no LR trains the model.
     """
-    if mode not in ("sweep", "grid"):
-        raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
-    if loss is not None and not callable(loss):
-        raise InputError(f"Expected loss to be a function of model and batch, got {loss!r}.")
-    if validation is not None and mode == "sweep":
-        raise InputError("Expected validation with the mode grid alone, got sweep; leave it out.")
+    _check_kinds(mode, loss, validation)
     if steps is None:
         short = mode == "grid" and validation is None
         steps = GRID_STEPS if short else VALIDATED_STEPS
@@ -345,6 +340,15 @@ def _to(batch: Any, device: torch.device) -> Any:
         items = [_to(value, device) for value in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch
+
+
+def _check_kinds(mode: str, loss: object, validation: object) -> None:
+    if mode not in ("sweep", "grid"):
+        raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
+    if loss is not None and not callable(loss):
+        raise InputError(f"Expected loss to be a function of model and batch, got {loss!r}.")
+    if validation is not None and mode == "sweep":
+        raise InputError("Expected validation with the mode grid alone, got sweep; leave it out.")
 
 
 def _check(low: float, high: float, steps: int, points: int, accumulate: int) -> None:
