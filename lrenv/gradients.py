@@ -77,5 +77,10 @@ class GradientReader:
 
 def _as_runs(tensors: Sequence[Tensor]) -> list[Tensor]:
     own = [own_shard(t.detach()) for t in tensors]
-    dense = [t.to_dense() if t.is_sparse else t for t in own]
-    return [(torch.view_as_real(t) if t.is_complex() else t)[None] for t in dense]
+    whole = [dense(t) for t in own]
+    return [(torch.view_as_real(t) if t.is_complex() else t)[None] for t in whole]
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A sparse tensor as a dense one, and any other as it is."""
+    return tensor.to_dense() if tensor.is_sparse else tensor

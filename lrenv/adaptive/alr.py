@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
 
@@ -22,7 +22,7 @@ _GRADIENT_SHARE, _ACTIVATION_SHARE = 0.98, 0.02
 _KEEP = 0.75
 
 
-class ALRScheduler(LRScheduler):
+class ALRScheduler(WithinStep):
     """Divides the LR by 1 + a score of how large gradient and activations are for the run.
 
     With moving averages (0.9, from 1) of the gradient's norm n_g and the activations' norm n_a, the
@@ -57,15 +57,6 @@ class ALRScheduler(LRScheduler):
         super().__init__(optimizer)
         self._hooks = [module.register_forward_hook(self._watch) for module in modules]
         listen(optimizer, self)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the LR of each parameter group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy; its optimizer is a copy too, without our hooks."""
-        vars(self).update(state)
-        listen(self.optimizer, self)
 
     def close(self) -> None:
         """Take the hooks off the modules."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
 from lrenv.rollback import Buffers, same_modes_and_random_numbers
@@ -38,7 +38,7 @@ LEAST_PROBES = 8
 """Random probes at least: with fewer, noise alone passes the gate one time in twenty."""
 
 
-class HiDLR(LRScheduler):
+class HiDLR(WithinStep):
     """Sets each parameter group's LR to the minimum of a quadratic fitted to the loss.
 
     Every ``interval`` optimizer steps the loss of the same batch is taken at 4 probes a group (8 at
@@ -102,15 +102,6 @@ class HiDLR(LRScheduler):
         self._before: list[list[Tensor]] = []
         super().__init__(optimizer)
         listen(optimizer, self)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the LR of each parameter group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy; its optimizer is a copy too, without our hooks."""
-        vars(self).update(state)
-        listen(self.optimizer, self)
 
     def before_step(self, loss: Any = None) -> None:
         """Keep the parameters where an estimate is due."""

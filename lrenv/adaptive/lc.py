@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
+from lrenv.gradients import dense
 from lrenv.hooks import listen, set_lr, split_groups
 from lrenv.statistics import lc_nuclear
 
@@ -26,7 +27,7 @@ Form = Literal["nuclear", "frobenius", "curvature"]
 _TINY = 1e-30
 
 
-class LCSensitivityLR(LRScheduler):
+class LCSensitivityLR(WithinStep):
     """Multiplies each tensor's LR by how insensitive the tensor is.
 
     Behind every backward pass the tensors are sorted by sensitivity and cut at the quantiles 0.2,
@@ -75,10 +76,6 @@ class LCSensitivityLR(LRScheduler):
         super().__init__(optimizer)
         listen(optimizer, self)
 
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the LRs as they are: LC works within the optimizer's steps."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
     def before_step(self, loss: Any = None) -> None:
         """Measure where it is due, and multiply the LRs."""
         params = [group["params"][0] for group in self.optimizer.param_groups]
@@ -105,11 +102,6 @@ class LCSensitivityLR(LRScheduler):
         for group, lr in zip(self.optimizer.param_groups, self._set, strict=True):
             set_lr(group, lr)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy; its optimizer is a copy too, without our hooks."""
-        vars(self).update(state)
-        listen(self.optimizer, self)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
         names = ("multipliers", "_taken", "_secant", "last_epoch", "_step_count")
@@ -123,7 +115,7 @@ class LCSensitivityLR(LRScheduler):
         if self.form != "curvature":
             estimate = _FORMS[self.form]
             return [
-                0.0 if p.grad is None else float(estimate(p.detach(), _dense(p.grad)))
+                0.0 if p.grad is None else float(estimate(p.detach(), dense(p.grad)))
                 for p in params
             ]
         last = self._secant or [None] * len(params)
@@ -133,7 +125,7 @@ class LCSensitivityLR(LRScheduler):
 
     def _remember(self, params: Sequence[Tensor]) -> None:
         self._secant = [
-            None if p.grad is None else (p.detach().clone(), _dense(p.grad).clone()) for p in params
+            None if p.grad is None else (p.detach().clone(), dense(p.grad).clone()) for p in params
         ]
 
 
@@ -196,15 +188,11 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _curvature(param: Tensor, known: tuple[Tensor, Tensor] | None) -> float:
     if known is None or param.grad is None:
         return 0.0
-    (theta, grad), now = known, _dense(param.grad)
+    (theta, grad), now = known, dense(param.grad)
     second = ((now - grad) / (param.detach() - theta)).abs()
     lc = now.square() / (2 * second)
     return float(lc[lc.isfinite()].sum())
 
 
 def _finite(grad: Tensor | None) -> bool:
-    return grad is None or bool(_dense(grad).isfinite().all())
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad.to_dense() if grad.is_sparse else grad
+    return grad is None or bool(dense(grad).isfinite().all())
