@@ -212,6 +212,20 @@ def test_an_expert_is_taken_over_from_another_seed(tiny_task: Task) -> None:
     assert summarise(record.method, [record])["tuning_runs"] == len(search.kinds)
 
 
+def test_a_cosine_is_tuned_around_the_usual_peak(tiny_task: Task) -> None:
+    search = search_experts(tiny_task)
+    of = dict(zip(zip(search.kinds, search.peaks, strict=True), search.val_loss, strict=True))
+    middle = usual_peak(tiny_task.spec.optimizer)
+    for peak, shift in ((None, 0), (2 * middle, 1), (1e9, 6)):
+        records = ExpertsPart(peak).run(tiny_task, "tiny", search)
+        (record,) = (record for record in records if record.method == "cosine, tuned")
+        peaks = [middle * 10 ** ((shift + k) / 3) for k in (-4, -2, 0, 2, 4) if shift + k <= 6]
+        losses = [of["cosine", min(search.peaks, key=lambda p: abs(p - x))] for x in peaks]
+
+        assert record.val_loss == pytest.approx(min(losses), rel=1e-4)
+    assert summarise(record.method, [record])["tuning_runs"] == 5
+
+
 NEW = {"val_steps", "val_seconds", "top5", "confidence", "confidence_std", "cdac", "loss_gap"}
 
 

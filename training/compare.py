@@ -22,7 +22,14 @@ from lrenv.training.expert_search import SearchResult, run_schedules, search_exp
 from lrenv.training.methods import learned_lr
 from lrenv.training.metrics import Utility, utilities
 from lrenv.training.peers import SCALES, effective_lr, get_peer, usual_peak
-from lrenv.training.records import MATCHED, OTHER_SEED, TUNED, RunRecord, make_record
+from lrenv.training.records import (
+    MATCHED,
+    OTHER_SEED,
+    TUNED,
+    TUNED_COSINE,
+    RunRecord,
+    make_record,
+)
 
 VALIDATIONS = 20
 """Validation losses over a run, for the time it takes to reach the tuned expert's."""
@@ -102,7 +109,7 @@ class PolicyPart:
 
 @dataclass(frozen=True)
 class ExpertsPart:
-    """Experts at one peak, and the tuned expert.
+    """Experts at one peak, the cosine tuned in as many runs as a peer, and the tuned expert.
 
     Attributes:
         peak: Peak LR of the untuned experts; the usual default if None.
@@ -113,12 +120,13 @@ class ExpertsPart:
     @property
     def key(self) -> list[Any]:
         """See :class:`Part`."""
-        return ["experts", self.peak]
+        return ["experts", self.peak, TUNED_COSINE]
 
     def run(self, task: Task, name: str, search: SearchResult) -> list[RunRecord]:
         """See :class:`Part`."""
         peak = _peak(self.peak, task)
         plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
+        plans.append((TUNED_COSINE, "cosine", _tuned_peak("cosine", peak, search)))
         plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
         return _run_schedules(task, name, plans, search)
 
@@ -187,6 +195,19 @@ class PeerPart:
 
 def _peak(given: float | None, task: Task) -> float:
     return usual_peak(task.spec.optimizer) if given is None else given
+
+
+def _tuned_peak(kind: str, peak: float, search: SearchResult) -> float:
+    """The best of as many peaks as peers are tuned at: every other one of the grid around one."""
+    runs = sorted(
+        (top, loss)
+        for label, top, loss in zip(search.kinds, search.peaks, search.val_loss, strict=True)
+        if label == kind
+    )
+    middle = min(range(len(runs)), key=lambda place: abs(math.log(runs[place][0] / peak)))
+    reach = len(SCALES) - 1
+    few = [runs[p] for p in range(middle - reach, middle + reach + 1, 2) if 0 <= p < len(runs)]
+    return min(few, key=lambda run: run[1])[0]
 
 
 def _run_schedules(

@@ -17,6 +17,7 @@ from lrenv.training.peers import SCALES
 
 TUNED, MATCHED = "tuned expert", "LR-matched constant"
 OTHER_SEED = "expert tuned on another seed"
+TUNED_COSINE = "cosine, tuned"
 DIVERGED = 2.0
 """Log ratio of test losses that a diverged run counts as."""
 
