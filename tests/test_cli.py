@@ -304,6 +304,7 @@ def test_evaluate_writes_results_and_report(
         "learned: random",
         "linear",
         "cosine",
+        "cosine, tuned",
         "polynomial",
         "wsd",
         "constant",
