@@ -113,13 +113,16 @@ def write_function(folder: Path, power: int) -> None:
     ray.cloudpickle.register_pickle_by_value(importlib.import_module("my_training"))
 
 
-def test_a_function_of_the_users(settings, tmp_path, monkeypatch):
+def test_a_function_of_the_users(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     own = replace(settings, function="my_training:train", total_steps=10)
     write_function(tmp_path, 2)
     records = tune(own)
+    tune(own)
+    assert "makes a new sweep" not in capsys.readouterr().out
     write_function(tmp_path, 4)
     changed = tune(own)
+    assert "makes a new sweep" in capsys.readouterr().out
     write_function(tmp_path, 2)
 
     assert {r.status for r in records} == {"done"}

@@ -55,6 +55,12 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
     space = _space(settings)
     folder = make_folder(settings.output)
     check_settings(folder, settings, free=_FREE)
+    written = folder / "sweep.json"
+    if written.exists() and read_json(written)["sweep"]["name"] != sweep.name:
+        console.print(
+            "The function, the policy or the data changed, which makes a new sweep; the trials of "
+            "the one before stay in the database, and its page is replaced."
+        )
     learned = [settings.learned] if settings.learned else []
     with PolicyDatabase(settings.database or default_place()) as database:
 
@@ -75,7 +81,7 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
             space = _narrowed(space, run(replace(sweep, max_trials=0), space))
         records = run(sweep, space)
     rows = [asdict(record) for record in records]
-    write_json(folder / "sweep.json", {"sweep": asdict(sweep), "trials": rows})
+    write_json(written, {"sweep": asdict(sweep), "trials": rows})
     page = write_sweep_page(folder / "sweep.html", sweep, records)
     console.print(f"Page: {page.resolve()}", soft_wrap=True)
     _show(sweep, records)
