@@ -1,12 +1,13 @@
 """What cloning needs: ``python benchmarks/ablations.py --output runs/ablations``.
 
 Actors are cloned from nothing on the same demonstrations: of fewer tasks, and without a group of
-signals. Each labels the demonstrations of tasks held out.
+signals. Each labels the demonstrations of tasks held out, and schedules others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import build_actor, load_policy
+from lrenv.policies.frozen import build_actor
+from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.trainees.tasks import Task
 from lrenv.training.clone import Demonstrations, collect, demonstrated_tasks, fit, label_error
+from lrenv.training.expert_search import search_all
+from lrenv.training.outcome_ppo import WORST_RETURN, evaluate_actor
 from lrenv.training.parallel import Workers
-from lrenv.training.progress import console
+from lrenv.training.progress import console, track
 from lrenv.training.records import bootstrap_interval
 from lrenv.training.runfolder import check_settings, read_json, write_json
 from lrenv.training.settings import GeneralistSettings
 
-TASKS = (30, 60, 120, 240)
+TASKS = (30, 100, 300, 1000)
 """Numbers of tasks below all of them."""
 
-HELD_OUT = 100
-"""Tasks that the actors are measured on, the last ones."""
+LABELLED, SCHEDULED = 100, 48
+"""Tasks whose demonstrations are labelled, the last ones, and others whose runs are scheduled."""
 
 SIGNALS: dict[str, tuple[str, ...]] = {
     "losses": ("loss", "window_loss"),
@@ -45,10 +50,7 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 }
 """Groups of signals by the beginnings of their features' names."""
 
-START = "balanced"
-"""Policy that acts in half of the demonstrations."""
-
-RECIPE = GeneralistSettings(start=START)
+RECIPE = GeneralistSettings(family="diverse", tasks=2400, last_clone_steps=2000)
 
 
 @dataclass(frozen=True)
@@ -58,62 +60,75 @@ class Settings:
     output: Path = Path("runs/ablations")
     """Run folder, with the demonstrations; a run that was stopped goes on from there."""
     workers: int = 1
-    """Demonstrations gathered side by side."""
+    """Actors cloned side by side, and searches and demonstrations."""
 
 
 def main(settings: Settings) -> None:
     """Clone and measure each actor, print the table, write the JSON file."""
     torch.set_num_threads(1)
     check_settings(make_folder(settings.output), RECIPE, free={"output"})
-    with Workers(settings.workers) as workers:
-        actor = load_policy(START).actor
-        data, held_out = collect(settings.output, 0, actor, RECIPE, workers).split(
-            HELD_OUT * RECIPE.group
-        )
-    n_tasks = len(demonstrated_tasks(RECIPE)) - HELD_OUT
+    tasks = list(demonstrated_tasks(RECIPE).values())
+    n_tasks, scheduled = len(tasks) - LABELLED, _scheduled()
     variants: dict[str, tuple[int, tuple[str, ...]]] = {
         **{f"{n} tasks": (n, ()) for n in (n_tasks, *reversed(TASKS))},
         **{f"without {name}": (n_tasks, hidden) for name, hidden in SIGNALS.items()},
     }
-    results: dict[str, Any] = {}
-    for name, (n, hidden) in variants.items():
-        path = settings.output / f"{name.replace(' ', '-')}.json"
-        if not path.exists():
-            part, _ = data.split(len(data.tokens) - n * RECIPE.group)
-            write_json(path, {"tasks": n, "errors": _measure(part, held_out, hidden, settings)})
-        results[name] = read_json(path)
-        console.print(f"{name}: {_mean(results[name]):.4f}")
+    paths = {name: settings.output / f"{name.replace(' ', '-')}.json" for name in variants}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    with Workers(settings.workers) as workers:
+        search_all([*tasks, *scheduled], workers)
+        data = collect(settings.output, 0, None, RECIPE, workers).split(LABELLED * RECIPE.group)
+        jobs = [variants[name] for name in missing]
+        found = workers.starmap(_measure, jobs, data, scheduled, settings.output / "tensorboard")
+        for name, result in zip(track(missing, "Actors"), found, strict=True):
+            write_json(paths[name], result)
+    results = {name: read_json(path) for name, path in paths.items()}
     _show(results)
     write_json(settings.output / "results.json", results)
 
 
+def _scheduled() -> list[Task]:
+    drawn = (training_task(number, RECIPE.family) for number in HELD_OUT_NUMBERS)
+    short = (task for task in drawn if task.spec.total_steps <= RECIPE.longest_demonstration)
+    return list(islice(short, SCHEDULED))
+
+
 def _measure(
-    data: Demonstrations, held_out: Demonstrations, hidden: tuple[str, ...], settings: Settings
-) -> list[float]:
-    """Error of the labels of each task held out, see ``label_error``."""
+    n_tasks: int,
+    hidden: tuple[str, ...],
+    data: tuple[Demonstrations, Demonstrations],
+    scheduled: list[Task],
+    tensorboard: Path,
+) -> dict[str, Any]:
+    """Clone an actor; its error on each task held out, see ``label_error``, and log ratios."""
+    fitted, held_out = data
     torch.manual_seed(RECIPE.seed)
     actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
-    with SummaryWriter(str(settings.output / "tensorboard")) as writer:
-        fit(actor, data, held_out, RECIPE, 0, writer)
+    with SummaryWriter(str(tensorboard)) as writer:
+        fit(actor, fitted.rows(slice(n_tasks * RECIPE.group)), held_out, RECIPE, 0, writer)
     rows = (
         held_out.rows(slice(k, k + RECIPE.group))
         for k in range(0, len(held_out.tokens), RECIPE.group)
     )
-    return [label_error(actor, part) for part in rows]
-
-
-def _mean(result: dict[str, Any]) -> float:
-    return sum(result["errors"]) / len(result["errors"])
+    return {
+        "tasks": n_tasks,
+        "errors": [label_error(actor, part) for part in rows],
+        "log_ratios": evaluate_actor(actor, scheduled).clamp_max(-WORST_RETURN).tolist(),
+    }
 
 
 def _show(results: dict[str, Any]) -> None:
     whole = torch.tensor(next(iter(results.values()))["errors"])
-    table = Table("actor", "tasks", "label error", "× that of the first (95 %)")
+    table = Table(
+        "actor", "tasks", "label error", "× that of the first (95 %)", "ratio", "told validation"
+    )
     for name, result in results.items():
-        worse = torch.log(torch.tensor(result["errors"]) / whole)
+        errors = torch.tensor(result["errors"])
+        worse = torch.log(errors / whole)
         low, high = bootstrap_interval([[value] for value in worse.tolist()])
         interval = f"{worse.mean().exp():.3f} ({low:.3f}-{high:.3f})"
-        table.add_row(name, str(result["tasks"]), f"{_mean(result):.4f}", interval)
+        ratios = (f"{ratio:.3f}" for ratio in torch.tensor(result["log_ratios"]).mean(0).exp())
+        table.add_row(name, str(result["tasks"]), f"{errors.mean():.4f}", interval, *ratios)
     console.print(table)
 
 
