@@ -6,6 +6,7 @@ signals. Each labels the demonstrations of tasks held out, and schedules others.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
-from lrenv.policies.frozen import build_actor
+from lrenv.policies.frozen import build_actor, load_policy
 from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training.clone import Demonstrations, collect, demonstrated_tasks, fit, label_error
@@ -32,6 +33,9 @@ from lrenv.training.settings import GeneralistSettings
 
 TASKS = (30, 100, 300, 1000)
 """Numbers of tasks below all of them."""
+
+SHIPPED = "default"
+"""The policy that stands beside the clones."""
 
 LABELLED, SCHEDULED = 100, 48
 """Tasks whose demonstrations are labelled, the last ones, and others whose runs are scheduled."""
@@ -63,28 +67,44 @@ class Settings:
     """Actors cloned side by side, and searches and demonstrations."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What makes the figures of a run folder, beside its settings."""
+
+    recipe: GeneralistSettings = RECIPE
+    features: tuple[str, ...] = FEATURES
+    labelled: int = LABELLED
+    scheduled: int = SCHEDULED
+
+
 def main(settings: Settings) -> None:
     """Clone and measure each actor, print the table, write the JSON file."""
     torch.set_num_threads(1)
-    check_settings(make_folder(settings.output), RECIPE, free={"output"})
+    folder = make_folder(settings.output)
+    check_settings(folder, Setup(), free=set())
     tasks = list(demonstrated_tasks(RECIPE).values())
-    n_tasks, scheduled = len(tasks) - LABELLED, _scheduled()
+    n_tasks = len(tasks) - LABELLED
     variants: dict[str, tuple[int, tuple[str, ...]]] = {
         **{f"{n} tasks": (n, ()) for n in (n_tasks, *reversed(TASKS))},
         **{f"without {name}": (n_tasks, hidden) for name, hidden in SIGNALS.items()},
+        SHIPPED: (0, ()),
     }
-    paths = {name: settings.output / f"{name.replace(' ', '-')}.json" for name in variants}
+    paths = {name: folder / f"{name.replace(' ', '-')}.json" for name in variants}
     missing = [name for name, path in paths.items() if not path.exists()]
-    with Workers(settings.workers) as workers:
-        search_all([*tasks, *scheduled], workers)
-        data = collect(settings.output, 0, None, RECIPE, workers).split(LABELLED * RECIPE.group)
-        jobs = [variants[name] for name in missing]
-        found = workers.starmap(_measure, jobs, data, scheduled, settings.output / "tensorboard")
-        for name, result in zip(track(missing, "Actors"), found, strict=True):
-            write_json(paths[name], result)
+    if missing:
+        with Workers(settings.workers) as workers:
+            scheduled = _scheduled()
+            search_all([*tasks, *scheduled], workers)
+            data = collect(folder, 0, None, RECIPE, workers).split(LABELLED * RECIPE.group)
+            jobs = [
+                (*variants[name], folder / "tensorboard" / paths[name].stem) for name in missing
+            ]
+            found = workers.starmap(_measure, jobs, data, scheduled)
+            for name, result in zip(track(missing, "Actors"), found, strict=True):
+                write_json(paths[name], result)
     results = {name: read_json(path) for name, path in paths.items()}
     _show(results)
-    write_json(settings.output / "results.json", results)
+    write_json(folder / "results.json", results)
 
 
 def _scheduled() -> list[Task]:
@@ -96,16 +116,23 @@ def _scheduled() -> list[Task]:
 def _measure(
     n_tasks: int,
     hidden: tuple[str, ...],
+    tensorboard: Path,
     data: tuple[Demonstrations, Demonstrations],
     scheduled: list[Task],
-    tensorboard: Path,
 ) -> dict[str, Any]:
-    """Clone an actor; its error on each task held out, see ``label_error``, and log ratios."""
+    """Clone an actor, or take the shipped one where there are no tasks to clone from.
+
+    Returns:
+        Its label error on each task held out, and the log ratios of its runs.
+    """
     fitted, held_out = data
-    torch.manual_seed(RECIPE.seed)
-    actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
-    with SummaryWriter(str(tensorboard)) as writer:
-        fit(actor, fitted.rows(slice(n_tasks * RECIPE.group)), held_out, RECIPE, 0, writer)
+    if n_tasks:
+        torch.manual_seed(RECIPE.seed)
+        actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
+        with SummaryWriter(str(tensorboard)) as writer:
+            fit(actor, fitted.rows(slice(n_tasks * RECIPE.group)), held_out, RECIPE, 0, writer)
+    else:
+        actor = load_policy(SHIPPED).actor
     rows = (
         held_out.rows(slice(k, k + RECIPE.group))
         for k in range(0, len(held_out.tokens), RECIPE.group)
@@ -119,16 +146,17 @@ def _measure(
 
 def _show(results: dict[str, Any]) -> None:
     whole = torch.tensor(next(iter(results.values()))["errors"])
-    table = Table(
-        "actor", "tasks", "label error", "× that of the first (95 %)", "ratio", "told validation"
-    )
+    ratios = ("mean ratio", "told validation", "cut at 1.35", "told validation")
+    table = Table("actor", "tasks", "label error", "× that of the first (95 %)", *ratios)
     for name, result in results.items():
         errors = torch.tensor(result["errors"])
         worse = torch.log(errors / whole)
         low, high = bootstrap_interval([[value] for value in worse.tolist()])
         interval = f"{worse.mean().exp():.3f} ({low:.3f}-{high:.3f})"
-        ratios = (f"{ratio:.3f}" for ratio in torch.tensor(result["log_ratios"]).mean(0).exp())
-        table.add_row(name, str(result["tasks"]), f"{errors.mean():.4f}", interval, *ratios)
+        logs = torch.tensor(result["log_ratios"])
+        means = torch.cat([part.mean(0).exp() for part in (logs, logs.clamp_max(math.log(1.35)))])
+        figures = (f"{errors.mean():.4f}", interval, *(f"{mean:.3f}" for mean in means))
+        table.add_row(name, str(result["tasks"]), *figures)
     console.print(table)
 
 

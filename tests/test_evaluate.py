@@ -33,7 +33,7 @@ from lrenv.training.evaluate import (
     compared_parts,
     evaluated_tasks,
 )
-from lrenv.training.expert_search import search_experts
+from lrenv.training.expert_search import SearchResult, search_experts
 from lrenv.training.peers import PEERS, effective_lr, usual_peak
 from lrenv.training.records import (
     MATCHED,
@@ -212,17 +212,29 @@ def test_an_expert_is_taken_over_from_another_seed(tiny_task: Task) -> None:
     assert summarise(record.method, [record])["tuning_runs"] == len(search.kinds)
 
 
-def test_a_cosine_is_tuned_around_the_usual_peak(tiny_task: Task) -> None:
-    search = search_experts(tiny_task)
-    of = dict(zip(zip(search.kinds, search.peaks, strict=True), search.val_loss, strict=True))
-    middle = usual_peak(tiny_task.spec.optimizer)
-    for peak, shift in ((None, 0), (2 * middle, 1), (1e9, 6)):
-        records = ExpertsPart(peak).run(tiny_task, "tiny", search)
-        (record,) = (record for record in records if record.method == "cosine, tuned")
-        peaks = [middle * 10 ** ((shift + k) / 3) for k in (-4, -2, 0, 2, 4) if shift + k <= 6]
-        losses = [of["cosine", min(search.peaks, key=lambda p: abs(p - x))] for x in peaks]
+@pytest.mark.parametrize(
+    ("best", "peak", "expected"),
+    [
+        (2, 1.0, 2),
+        (10, 1.0, 10),
+        (3, 1.0, 6),
+        (1, 1.0, 6),
+        (3, 2.0, 3),
+        (0, 1e-9, 0),
+        (12, 1e9, 12),
+    ],
+)
+def test_a_cosine_is_tuned_at_five_peaks_around_one(
+    tiny_task: Task, best: int, peak: float, expected: int
+) -> None:
+    peaks = [10 ** (k / 3 - 2) for k in range(13)]
+    losses = [0.5 if k == best else 0.6 if k == 6 else 0.7 for k in range(13)]
+    kinds = ("cosine",) * 13 + ("linear",) * 13
+    search = SearchResult(kinds, (*peaks, *peaks), (*losses, *[0.1] * 13), (1.0,) * 26)
+    records = ExpertsPart(peak).run(tiny_task, "tiny", search)
+    (record,) = (record for record in records if record.method == "cosine, tuned")
 
-        assert record.val_loss == pytest.approx(min(losses), rel=1e-4)
+    assert record.detail == f"cosine, peak {peaks[expected]:.3g}"
     assert summarise(record.method, [record])["tuning_runs"] == 5
 
 

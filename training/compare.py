@@ -126,7 +126,7 @@ class ExpertsPart:
         """See :class:`Part`."""
         peak = _peak(self.peak, task)
         plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
-        plans.append((TUNED_COSINE, "cosine", _tuned_peak("cosine", peak, search)))
+        plans.append((TUNED_COSINE, "cosine", _tuned_cosine(peak, search)))
         plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
         return _run_schedules(task, name, plans, search)
 
@@ -197,16 +197,17 @@ def _peak(given: float | None, task: Task) -> float:
     return usual_peak(task.spec.optimizer) if given is None else given
 
 
-def _tuned_peak(kind: str, peak: float, search: SearchResult) -> float:
-    """The best of as many peaks as peers are tuned at: every other one of the grid around one."""
+def _tuned_cosine(peak: float, search: SearchResult) -> float:
+    """The cosine's best peak of as many as peers have scales: every other one around the given."""
     runs = sorted(
         (top, loss)
-        for label, top, loss in zip(search.kinds, search.peaks, search.val_loss, strict=True)
-        if label == kind
+        for kind, top, loss in zip(search.kinds, search.peaks, search.val_loss, strict=True)
+        if kind == "cosine"
     )
-    middle = min(range(len(runs)), key=lambda place: abs(math.log(runs[place][0] / peak)))
     reach = len(SCALES) - 1
-    few = [runs[p] for p in range(middle - reach, middle + reach + 1, 2) if 0 <= p < len(runs)]
+    middle = min(range(len(runs)), key=lambda place: abs(math.log(runs[place][0] / peak)))
+    middle = min(max(middle, reach), len(runs) - 1 - reach)
+    few = runs[middle - reach : middle + reach + 1 : 2]
     return min(few, key=lambda run: run[1])[0]
 
 

@@ -58,8 +58,9 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
     written = folder / "sweep.json"
     if written.exists() and read_json(written)["sweep"]["name"] != sweep.name:
         console.print(
-            "The function, the policy or the data changed, which makes a new sweep; the trials of "
-            "the one before stay in the database, and its page is replaced."
+            "The function, the policy or the data changed, which makes a new sweep: its page will "
+            "replace the one there, whose trials stay in the database.",
+            soft_wrap=True,
         )
     learned = [settings.learned] if settings.learned else []
     with PolicyDatabase(settings.database or default_place()) as database:
