@@ -6,7 +6,6 @@ signals. Each labels the demonstrations of tasks held out, and schedules others.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,12 @@ from torch.utils.tensorboard import SummaryWriter
 from lrenv.files import make_folder
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import build_actor, load_policy
-from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.policies.network import Head
+from lrenv.trainees.families import HELD_OUT_NUMBERS, short_tasks
 from lrenv.trainees.tasks import Task
 from lrenv.training.clone import Demonstrations, collect, demonstrated_tasks, fit, label_error
 from lrenv.training.expert_search import search_all
+from lrenv.training.generalist import CUT, cut_means
 from lrenv.training.outcome_ppo import WORST_RETURN, evaluate_actor
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, track
@@ -87,10 +88,9 @@ def main(settings: Settings) -> None:
     variants: dict[str, tuple[int, tuple[str, ...]]] = {
         **{f"{n} tasks": (n, ()) for n in (n_tasks, *reversed(TASKS))},
         **{f"without {name}": (n_tasks, hidden) for name, hidden in SIGNALS.items()},
-        SHIPPED: (0, ()),
     }
-    paths = {name: folder / f"{name.replace(' ', '-')}.json" for name in variants}
-    missing = [name for name, path in paths.items() if not path.exists()]
+    paths = {n: folder / f"{n.replace(' ', '-')}.json" for n in (*variants, SHIPPED)}
+    missing = [name for name in variants if not paths[name].exists()]
     if missing:
         with Workers(settings.workers) as workers:
             scheduled = _scheduled()
@@ -99,7 +99,9 @@ def main(settings: Settings) -> None:
             jobs = [
                 (*variants[name], folder / "tensorboard" / paths[name].stem) for name in missing
             ]
-            found = workers.starmap(_measure, jobs, data, scheduled)
+            shipped = _measured(load_policy(SHIPPED).actor, data[1], scheduled)
+            write_json(paths[SHIPPED], {"tasks": 0, **shipped})
+            found = workers.starmap(_clone, jobs, data, scheduled)
             for name, result in zip(track(missing, "Actors"), found, strict=True):
                 write_json(paths[name], result)
     results = {name: read_json(path) for name, path in paths.items()}
@@ -108,37 +110,33 @@ def main(settings: Settings) -> None:
 
 
 def _scheduled() -> list[Task]:
-    drawn = (training_task(number, RECIPE.family) for number in HELD_OUT_NUMBERS)
-    short = (task for task in drawn if task.spec.total_steps <= RECIPE.longest_demonstration)
-    return list(islice(short, SCHEDULED))
+    short = short_tasks(HELD_OUT_NUMBERS, RECIPE.family, RECIPE.longest_demonstration)
+    return [task for _, task in islice(short, SCHEDULED)]
 
 
-def _measure(
+def _clone(
     n_tasks: int,
     hidden: tuple[str, ...],
     tensorboard: Path,
     data: tuple[Demonstrations, Demonstrations],
     scheduled: list[Task],
 ) -> dict[str, Any]:
-    """Clone an actor, or take the shipped one where there are no tasks to clone from.
-
-    Returns:
-        Its label error on each task held out, and the log ratios of its runs.
-    """
+    """Clone an actor that some features are hidden from, and measure it."""
     fitted, held_out = data
-    if n_tasks:
-        torch.manual_seed(RECIPE.seed)
-        actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
-        with SummaryWriter(str(tensorboard)) as writer:
-            fit(actor, fitted.rows(slice(n_tasks * RECIPE.group)), held_out, RECIPE, 0, writer)
-    else:
-        actor = load_policy(SHIPPED).actor
+    torch.manual_seed(RECIPE.seed)
+    actor = build_actor([name for name in FEATURES if not name.startswith(hidden)])
+    with SummaryWriter(str(tensorboard)) as writer:
+        fit(actor, fitted.rows(slice(n_tasks * RECIPE.group)), held_out, RECIPE, 0, writer)
+    return {"tasks": n_tasks, **_measured(actor, held_out, scheduled)}
+
+
+def _measured(actor: Head, held_out: Demonstrations, scheduled: list[Task]) -> dict[str, Any]:
+    """Label error of an actor on each task held out, and the log ratios of its runs."""
     rows = (
         held_out.rows(slice(k, k + RECIPE.group))
         for k in range(0, len(held_out.tokens), RECIPE.group)
     )
     return {
-        "tasks": n_tasks,
         "errors": [label_error(actor, part) for part in rows],
         "log_ratios": evaluate_actor(actor, scheduled).clamp_max(-WORST_RETURN).tolist(),
     }
@@ -146,7 +144,7 @@ def _measure(
 
 def _show(results: dict[str, Any]) -> None:
     whole = torch.tensor(next(iter(results.values()))["errors"])
-    ratios = ("mean ratio", "told validation", "cut at 1.35", "told validation")
+    ratios = ("mean ratio", "told validation", f"cut at {CUT}", "told validation")
     table = Table("actor", "tasks", "label error", "× that of the first (95 %)", *ratios)
     for name, result in results.items():
         errors = torch.tensor(result["errors"])
@@ -154,7 +152,7 @@ def _show(results: dict[str, Any]) -> None:
         low, high = bootstrap_interval([[value] for value in worse.tolist()])
         interval = f"{worse.mean().exp():.3f} ({low:.3f}-{high:.3f})"
         logs = torch.tensor(result["log_ratios"])
-        means = torch.cat([part.mean(0).exp() for part in (logs, logs.clamp_max(math.log(1.35)))])
+        means = torch.cat([logs.mean(0).exp(), cut_means(logs)])
         figures = (f"{errors.mean():.4f}", interval, *(f"{mean:.3f}" for mean in means))
         table.add_row(name, str(result["tasks"]), *figures)
     console.print(table)

@@ -6,7 +6,6 @@ each of the signals left out.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from lrenv.observation import FEATURES, columns_of
 from lrenv.policies.frozen import load_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import training_task
+from lrenv.trainees.families import short_tasks
 from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import search_all, search_experts
-from lrenv.training.generalist import summary
+from lrenv.training.generalist import CUT, cut_means, summary
 from lrenv.training.outcome_ppo import log_ratios
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, track
@@ -34,9 +33,6 @@ TASKS = range(1064, 1128)
 
 LONGEST = 1300
 """Longest runs, in optimizer steps."""
-
-CUT = 1.35
-"""What a ratio counts as at most in the cut mean, in which a lucky search counts for less."""
 
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "nothing": (),
@@ -65,8 +61,7 @@ def main(settings: Settings) -> None:
     """Measure, print the table, write the JSON file."""
     torch.set_num_threads(1)
     actor = load_policy(settings.policy).actor
-    drawn = {number: training_task(number, FAMILY) for number in TASKS}
-    drawn = {n: task for n, task in drawn.items() if task.spec.total_steps <= LONGEST}
+    drawn = dict(short_tasks(TASKS, FAMILY, LONGEST))
     tasks = list(drawn.values())
     with Workers(settings.workers) as workers:
         search_all(tasks, workers)
@@ -75,8 +70,8 @@ def main(settings: Settings) -> None:
     table = Table("left out", "mean ratio", f"cut at {CUT}", "median", "worst", "diverged")
     for name, column in zip(LEFT_OUT, ratios.unbind(1), strict=True):
         figures = summary(column)
-        cut = column.clamp_max(math.log(CUT)).mean().exp()
-        shown = (figures["geometric_mean"], cut, figures["median"], figures["worst_finite"])
+        cut, worst = cut_means(column), figures["worst_finite"]
+        shown = (figures["geometric_mean"], cut, figures["median"], worst)
         table.add_row(name, *(f"{value:.3f}" for value in shown), str(figures["diverged"]))
     console.print(table)
     by_name = zip(LEFT_OUT, ratios.T.tolist(), strict=True)

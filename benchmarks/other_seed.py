@@ -18,11 +18,11 @@ from rich.table import Table
 
 from lrenv.policies.frozen import load_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.trainees.families import HELD_OUT_NUMBERS, short_tasks
 from lrenv.trainees.tasks import Task
 from lrenv.training.compare import OtherSeedPart
 from lrenv.training.expert_search import search_experts
-from lrenv.training.generalist import summary
+from lrenv.training.generalist import CUT, cut_means, summary
 from lrenv.training.outcome_ppo import evaluate_actor
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, track
@@ -30,8 +30,6 @@ from lrenv.training.runfolder import write_json
 
 NUMBERS = HELD_OUT_NUMBERS[150:400]
 """Numbers of the tasks; later ones select policies, earlier ones did or are measured elsewhere."""
-
-_CUT = 0.3  # of log ratios, e^0.3 = 1.35
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def main(settings: Settings) -> None:
     """Train, print the table, write the JSON file."""
     torch.set_num_threads(1)
     actor = load_policy(settings.policy).actor
-    table = Table("family", "method", "mean ratio", "cut at 1.35", "median", "worst")
+    table = Table("family", "method", "mean ratio", f"cut at {CUT}", "median", "worst")
     found: dict[str, dict[str, list[float | None]]] = {}
     with Workers(settings.workers) as workers:
         for family in track(settings.families, "Families"):
@@ -80,14 +78,12 @@ def log_ratios_of(task: Task, actor: Head) -> tuple[float, float]:
 
 
 def _tasks(family: str, settings: Settings) -> dict[int, Task]:
-    drawn = ((number, training_task(number, family)) for number in NUMBERS)
-    short = (pair for pair in drawn if pair[1].spec.total_steps <= settings.longest)
-    return dict(islice(short, settings.tasks))
+    return dict(islice(short_tasks(NUMBERS, family, settings.longest), settings.tasks))
 
 
 def _figures(logs: torch.Tensor) -> list[str]:
     known = summary(logs)
-    cut = logs.clamp_max(_CUT).mean().exp().item()
+    cut = cut_means(logs).item()
     figures = (known["geometric_mean"], cut, known["median"], known["worst_finite"])
     return [f"{figure:.3f}" for figure in figures]
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from lrenv.errors import InputError
 from lrenv.policies.frozen import load_policy
+from lrenv.trainees import families
 from lrenv.trainees.families import HELD_OUT_NUMBERS, training_numbers, training_task
 from lrenv.trainees.tasks import Task
-from lrenv.training import clone, generalist
+from lrenv.training import generalist
 from lrenv.training.generalist import (
     EXPORT_NAME,
     ppo_tasks,
@@ -75,7 +76,7 @@ def train(folder: Path) -> None:
         return update(ppo, tasks, 1.0 - ppo.updates / UPDATES)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (clone, generalist):
+        for module in (families, generalist):
             patch.setattr(module, "training_task", short_task)
         patch.setattr(OutcomePPO, "update", logged)
         train_generalist(replace(SETTINGS, output=folder))
@@ -194,7 +195,7 @@ def test_the_export_is_a_policy_with_its_history(runs):
 
 
 def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
-    for module in (clone, generalist):
+    for module in (families, generalist):
         monkeypatch.setattr(module, "training_task", short_task)
     settings = replace(SETTINGS, rounds=0, updates=3, evaluate_every=1, output=tmp_path)
 
@@ -209,7 +210,7 @@ def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
 
 
 def test_the_last_state_of_ppo_is_a_candidate_for_the_export(tmp_path, monkeypatch):
-    for module in (clone, generalist):
+    for module in (families, generalist):
         monkeypatch.setattr(module, "training_task", short_task)
     monkeypatch.setattr(generalist, "log_changes", lambda *_: torch.tensor(-1.0))
     settings = replace(SETTINGS, rounds=0, updates=2, evaluate_every=3, output=tmp_path)

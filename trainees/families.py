@@ -6,7 +6,7 @@ None sees an image at full size, Fashion-MNIST, digits or a real table, which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from lrenv.errors import InputError
 from lrenv.imports import import_function
@@ -50,6 +50,18 @@ def training_task(index: int, family: str = "varied") -> Task:
             f"Expected a training family among {', '.join(TRAINING_FAMILIES)}; got {family!r}."
         )
     return TRAINING_FAMILIES[family](index)
+
+
+def short_tasks(numbers: Iterable[int], family: str, longest: int) -> Iterator[tuple[int, Task]]:
+    """Draw tasks of a family as they are read, and yield those that are short with their numbers.
+
+    Args:
+        numbers: The numbers to draw.
+        family: See :func:`training_task`.
+        longest: Length of a short task in optimizer steps, at most.
+    """
+    drawn = ((number, training_task(number, family)) for number in numbers)
+    return (pair for pair in drawn if pair[1].spec.total_steps <= longest)
 
 
 def _further(index: int) -> Task:

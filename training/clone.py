@@ -23,7 +23,7 @@ from lrenv.decisions import MAX_DECISIONS
 from lrenv.errors import InputError
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import training_numbers, training_task
+from lrenv.trainees.families import short_tasks, training_numbers
 from lrenv.trainees.tasks import Task
 from lrenv.training.expert_search import SearchResult, search_experts
 from lrenv.training.parallel import IN_PROCESS, Workers
@@ -147,9 +147,8 @@ def demonstrated_tasks(settings: GeneralistSettings) -> dict[int, Task]:
     Raises:
         InputError: All of them are longer than those that are demonstrated.
     """
-    tasks = {i: training_task(i, settings.family) for i in training_numbers(settings.tasks)}
     longest = settings.longest_demonstration
-    found = {i: task for i, task in tasks.items() if task.spec.total_steps <= longest}
+    found = dict(short_tasks(training_numbers(settings.tasks), settings.family, longest))
     if not found:
         raise InputError(
             f"Expected tasks of at most {longest} steps, got none; raise longest_demonstration."

@@ -126,7 +126,8 @@ class ExpertsPart:
         """See :class:`Part`."""
         peak = _peak(self.peak, task)
         plans = [(kind, kind, peak) for kind in _USUAL_KINDS]
-        plans.append((TUNED_COSINE, "cosine", _tuned_cosine(peak, search)))
+        few = search.best_around("cosine", peak, len(SCALES))
+        plans.append((TUNED_COSINE, "cosine", search.peaks[few]))
         plans.append((TUNED, search.kinds[search.best], search.peaks[search.best]))
         return _run_schedules(task, name, plans, search)
 
@@ -195,20 +196,6 @@ class PeerPart:
 
 def _peak(given: float | None, task: Task) -> float:
     return usual_peak(task.spec.optimizer) if given is None else given
-
-
-def _tuned_cosine(peak: float, search: SearchResult) -> float:
-    """The cosine's best peak of as many as peers have scales: every other one around the given."""
-    runs = sorted(
-        (top, loss)
-        for kind, top, loss in zip(search.kinds, search.peaks, search.val_loss, strict=True)
-        if kind == "cosine"
-    )
-    reach = len(SCALES) - 1
-    middle = min(range(len(runs)), key=lambda place: abs(math.log(runs[place][0] / peak)))
-    middle = min(max(middle, reach), len(runs) - 1 - reach)
-    few = runs[middle - reach : middle + reach + 1 : 2]
-    return min(few, key=lambda run: run[1])[0]
 
 
 def _run_schedules(

@@ -56,6 +56,23 @@ class SearchResult:
         """Final validation loss of the tuned expert."""
         return self.val_loss[self.best]
 
+    def best_around(self, kind: str, peak: float, n_peaks: int) -> int:
+        """Index of an expert's best run at some peaks: every other one of the grid around a given.
+
+        Args:
+            kind: The expert.
+            peak: The peak in the middle, or the nearest to it that has as many on both sides.
+            n_peaks: How many peaks, an odd number; at most half of the grid's.
+        """
+        runs = sorted(
+            (i for i, known in enumerate(self.kinds) if known == kind), key=self.peaks.__getitem__
+        )
+        reach = n_peaks - 1
+        middles = range(reach, len(runs) - reach)
+        middle = min(middles, key=lambda place: abs(math.log(self.peaks[runs[place]] / peak)))
+        few = runs[middle - reach : middle + reach + 1 : 2]
+        return min(few, key=self.val_loss.__getitem__)
+
     def log_schedule(self, total_steps: int, sharpness: float = 0.02) -> Tensor:
         """Log LR at every step, averaged over the experts close to the best, ``(total_steps,)``.
 

@@ -19,7 +19,7 @@ from lrenv.files import make_folder
 from lrenv.observation import FEATURES, columns_of
 from lrenv.policies.frozen import FrozenPolicy, build_actor, load_policy, save_policy
 from lrenv.policies.network import Head
-from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.trainees.families import HELD_OUT_NUMBERS, short_tasks, training_task
 from lrenv.trainees.tasks import Task
 from lrenv.training.clone import clone, demonstrated_tasks
 from lrenv.training.expert_search import search_all
@@ -36,6 +36,9 @@ from lrenv.training.runfolder import check_settings
 from lrenv.training.settings import GeneralistSettings
 
 EXPORT_NAME = "default"
+CUT = 1.35
+"""What a ratio counts as at most in :func:`cut_means`."""
+
 _PLACE = {"output", "workers", "ray_address"}
 _MEASURING, _SELECTING = HELD_OUT_NUMBERS[:500], HELD_OUT_NUMBERS[500:]
 _FIRST_PPO_TASK = 10**5  # and as many further on for each seed
@@ -98,8 +101,7 @@ def selection_tasks(settings: GeneralistSettings) -> list[Task]:
 
 
 def _short(numbers: Iterable[int], settings: GeneralistSettings) -> Iterator[Task]:
-    drawn = (training_task(i, settings.family) for i in numbers)
-    return (task for task in drawn if task.spec.total_steps <= settings.longest_run)
+    return (task for _, task in short_tasks(numbers, settings.family, settings.longest_run))
 
 
 def _check_short_tasks(settings: GeneralistSettings) -> None:
@@ -138,6 +140,14 @@ def summary(ratios: Tensor) -> dict[str, float]:
         "wins": round((ratios < 0).float().mean().item(), 4),
         "diverged": int(ratios.numel() - finite.numel()),
     }
+
+
+def cut_means(ratios: Tensor) -> Tensor:
+    """Geometric means over tasks of log ratios ``(t, ...)`` in which no ratio counts above ``CUT``.
+
+    A lucky search, or one lost run, counts for less in them.
+    """
+    return ratios.clamp_max(math.log(CUT)).mean(0).exp()
 
 
 def fine_tune(
