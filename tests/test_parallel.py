@@ -22,6 +22,7 @@ from lrenv.errors import InputError, ResourceError
 from lrenv.observation import FEATURES
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
+from lrenv.trainees import families
 from lrenv.trainees.families import training_task
 from lrenv.training import cli, clone, expert_search, generalist, outcome_ppo, parallel
 from lrenv.training.compare import ExpertsPart, PolicyPart
@@ -78,7 +79,7 @@ def search(workers: Workers, tasks, folder, monkeypatch) -> object:
 
 
 def demonstrate(workers: Workers, tasks, folder, monkeypatch) -> object:
-    monkeypatch.setattr(clone, "training_task", lambda index, family: tasks[index])
+    monkeypatch.setattr(families, "training_task", lambda index, family: tasks[index])
     found = clone.collect(folder, 1, new_actor(), SETTINGS, workers)
     return [part.tolist() for part in vars(found).values()]
 
@@ -235,7 +236,7 @@ def train(*argv: str) -> None:
     small |= {"groups-per-update": 2, "critic-warmup": 0, "hours": 1e15}
     task = training_task(0)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (clone, generalist):
+        for module in (families, generalist):
             patch.setattr(module, "training_task", lambda i, family: replace(task, seed=i))
         cli.main(["train", "generalist", *(f"--{k}={v}" for k, v in small.items()), *argv])
 
