@@ -255,23 +255,30 @@ class Controller:
             self.calm = finite & ~high.any(1)
         self.unfit = ~finite | self._exploded
 
-    def replan(self, total_steps: int) -> None:
-        """Change the length of the run between two steps.
+    def replan(self, total_steps: int, in_flight: bool = False) -> None:
+        """Change the length of the run between two steps, or behind one not yet counted.
 
         What is behind keeps its intervals, what is ahead gets those of a run of the new length; the
         scale-free observation becomes about what it would be in such a run.
 
+        Args:
+            total_steps: The new length in optimizer steps.
+            in_flight: Whether a step has been taken for which :meth:`end_step` is still to come.
+                It ends an interval only if it was to, as it may not have been measured.
+
         Raises:
             InputError: The run is past the new end.
         """
-        total_steps = check_total_steps(total_steps, self.step + 1)
+        taken = self.step + in_flight
+        total_steps = check_total_steps(total_steps, taken + 1)
         classic = isinstance(self.observer, ClassicObserver)
         new = classic_plan(total_steps) if classic else scale_free_plan(total_steps)
-        ahead = tuple(end for end in new.ends if end > self.step)
+        ahead = tuple(end for end in new.ends if end > taken)
+        behind = tuple(end for end in self.plan.ends if end <= taken)
         if isinstance(self.observer, ScaleFreeObserver):
-            self.observer.rescale(self.plan.total_steps, total_steps, MAX_DECISIONS - len(ahead))
+            to_come = len(behind) - self._index + len(ahead)
+            self.observer.rescale(self.plan.total_steps, total_steps, MAX_DECISIONS - to_come)
         self.memory = {}
-        behind = tuple(end for end in self.plan.ends if end <= self.step)
         self.plan = replace(new, ends=behind + ahead)
 
     def state_dict(self) -> dict[str, Any]:

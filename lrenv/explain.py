@@ -52,7 +52,7 @@ def explain(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> lis
         InputError: The log is empty, of a classic policy, which keeps no features, or of a run that
             changed its length, which changes what the policy sees of the past.
     """
-    tokens = _tokens(decisions)
+    tokens = _tokens(policy, decisions)
     chosen = _changes(policy, tokens)
     shares = {}
     for name, starts in SIGNALS.items():
@@ -77,10 +77,12 @@ def attention(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> T
     Args:
         policy: The policy that made the decisions.
         decisions: The decision log.
+
+    Raises:
+        InputError: As :func:`explain`.
     """
-    trunk = policy.actor.trunk
-    assert isinstance(trunk, CausalTransformer)
-    x = trunk.embed(policy.actor.read(_tokens(decisions)))
+    tokens, trunk = _tokens(policy, decisions), cast("CausalTransformer", policy.actor.trunk)
+    x = trunk.embed(policy.actor.read(tokens))
     x = x + trunk.positions[: x.shape[1]]
     rows = []
     for block in cast("list[Block]", trunk.blocks):
@@ -89,7 +91,12 @@ def attention(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> T
     return torch.stack(rows).mean(0)
 
 
-def _tokens(decisions: Sequence[Mapping[str, Any]]) -> Tensor:
+def _tokens(policy: FrozenPolicy, decisions: Sequence[Mapping[str, Any]]) -> Tensor:
+    if policy.preset != "scale-free":
+        raise InputError(
+            f"Expected the scale-free policy that made the decisions, got {policy.name!r}, a "
+            f"{policy.preset} one."
+        )
     if not decisions or "features" not in decisions[0]:
         got = "none" if not decisions else "some without"
         raise InputError(

@@ -45,7 +45,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], mode: int = 0o644)
         temporary.chmod(mode)  # safetensors writes for the owner alone
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"Expected room to write {path}, got: {reason}; free space or name another folder."
         ) from None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrenv.errors import InputError
+from lrenv.hooks import parameters_of
 from lrenv.processes import own_shard
 
 
@@ -33,7 +34,7 @@ class GradientReader:
         Returns:
             Whether it did.
         """
-        params = self._all()
+        params = parameters_of(self._optimizer)
         read = [params[i] for i in self.places if i < len(params)]
         shapes = [p.shape for p in read]
         same = len(read) == len(self.places) and shapes == (self._shapes or shapes)
@@ -61,7 +62,7 @@ class GradientReader:
         return _as_runs(grads if scale is None else [grad / scale for grad in grads])
 
     def _read(self) -> list[Tensor]:
-        params = self._all()
+        params = parameters_of(self._optimizer)
         if not self.places:
             self.places = [i for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
             if not self.places:
@@ -70,9 +71,6 @@ class GradientReader:
                     "before optimizer.step(), or in its closure."
                 )
         return [params[i] for i in self.places]
-
-    def _all(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
 
 def _as_runs(tensors: Sequence[Tensor]) -> list[Tensor]:

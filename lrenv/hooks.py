@@ -95,12 +95,22 @@ def _put_first(hooks: Any, key: int) -> None:
     ordered.move_to_end(key, last=False)
 
 
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer, over all its groups."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
 def set_lr(group: dict[str, Any], lr: float) -> None:
     """Set a parameter group's LR; a tensor in place, or compiled steps would be compiled anew."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
+
+
+def current_lrs(optimizer: Optimizer) -> list[float | Tensor]:
+    """Copies of the LRs of the parameter groups, which later steps do not change."""
+    return [_copy(group["lr"]) for group in optimizer.param_groups]
 
 
 def split_groups(optimizer: Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,19 +108,21 @@ def _scalar(value: Tensor | float, kind: str) -> Tensor:
 
 
 class _Seen:
-    """Knows a loss again that is the same tensor, not written to since; does not keep it alive."""
+    """Knows a loss again: the same object, not written to since; keeps no tensor alive."""
 
     def __init__(self, loss: Tensor | float | None) -> None:
-        self._seen: tuple[weakref.ref[Tensor], int] | None = None
-        if isinstance(loss, Tensor) and not loss.is_inference():
-            self._seen = weakref.ref(loss), loss._version
+        self._this: Callable[[], Tensor | float | None] = lambda: None
+        self._version = 0
+        if not isinstance(loss, Tensor):
+            self._this = lambda: loss
+        elif not loss.is_inference():
+            self._this, self._version = weakref.ref(loss), loss._version
 
     def is_again(self, loss: Tensor | float | None) -> bool:
         """Whether a loss is the one seen."""
-        if self._seen is None or not isinstance(loss, Tensor) or loss.is_inference():
+        if loss is None or self._this() is not loss:
             return False
-        this, version = self._seen
-        return this() is loss and loss._version == version
+        return not isinstance(loss, Tensor) or loss._version == self._version
 
     def __reduce__(self) -> tuple[type[_Seen], tuple[None]]:
         """Copy and pickle as knowing none."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrenv.errors import InputError
-from lrenv.hooks import set_lr, silenced
+from lrenv.hooks import parameters_of, set_lr, silenced
 from lrenv.rollback import RandomNumbers, Snapshot, same_modes_and_random_numbers
 
 BELOW_BEST = 5.5
@@ -124,6 +124,8 @@ def range_test(
         InputError: A setting cannot be used, there are no batches, or no LR trains the model.
     """
     _check_kinds(mode, loss, validation)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("Expected an optimizer that steps without a closure, got LBFGS.")
     if steps is None:
         short = mode == "grid" and validation is None
         steps = GRID_STEPS if short else VALIDATED_STEPS
@@ -131,7 +133,7 @@ def range_test(
     n = steps if mode == "sweep" else points
     lrs = [low * (high / low) ** (k / (n - 1)) for k in range(n)]
     job = _Job(model, optimizer, batches, loss or model_loss, accumulate, precision)
-    with _restored(model, optimizer, batches):
+    with _restored(model, optimizer, batches, validation):
         if mode == "sweep":
             return _judge(lrs, *_sweep(job, lrs))
         found = _grid(job, lrs, steps, validation)
@@ -270,8 +272,8 @@ def _judge(
     """What losses say; ``above`` is how far above its lowest point a grid suggests."""
     if not losses or min(losses) >= losses[0]:
         raise InputError(
-            f"Expected LRs from {lrs[0]:.2g} to {lrs[-1]:.2g} to lower the loss, none did; lower "
-            "low, or check the loss."
+            f"Expected LRs from {lrs[0]:.2g} to {lrs[-1]:.2g} to lower the loss, none did"
+            f"{f' ({stopped})' if stopped else ''}; lower low, or check the loss."
         )
     best = min(range(len(losses)), key=losses.__getitem__)
     bound = losses[best] + _WITHIN * (losses[0] - losses[best])
@@ -308,11 +310,12 @@ def _suggest(
 
 
 @contextmanager
-def _restored(model: nn.Module, optimizer: Optimizer, batches: Any) -> Iterator[None]:
+def _restored(model: nn.Module, optimizer: Optimizer, *loaders: Any) -> Iterator[None]:
     """Bring everything back that training changes, also after an exception."""
     saved = Snapshot(model, optimizer)
-    grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    with same_modes_and_random_numbers(model, batches), silenced(optimizer):
+    params = [*model.parameters(), *parameters_of(optimizer)]
+    grads = [(p, None if p.grad is None else p.grad.clone()) for p in params]
+    with same_modes_and_random_numbers(model, *loaders), silenced(optimizer):
         try:
             yield
         finally:

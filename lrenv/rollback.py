@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrenv.errors import InputError
-from lrenv.hooks import set_lr
+from lrenv.hooks import parameters_of, set_lr
 
 
 class Buffers:
@@ -37,22 +37,29 @@ class Snapshot:
     """A copy of what training changes: trained parameters, buffers, and all of the optimizer.
 
     Args:
-        model: The model; parameters that are not trained are not copied.
+        model: The model; parameters that are not trained are not copied, see :meth:`admit`.
         optimizer: Its optimizer.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._values = [(param, param.detach().clone()) for param in trained]
+        self._values: dict[Tensor, Tensor] = {}
+        self.admit(model.parameters())
+        self.admit(parameters_of(optimizer))
         self._buffers = Buffers(model)
         self._state = {param: _copy(state) for param, state in optimizer.state.items()}
         self._groups = [_settings(group) for group in optimizer.param_groups]
         self._lrs = [(group["lr"], float(group["lr"])) for group in optimizer.param_groups]
 
+    def admit(self, params: Iterable[Tensor]) -> None:
+        """Copy those that train by now and have no copy, as ones that were frozen until now."""
+        for param in params:
+            if param.requires_grad and param not in self._values:
+                self._values[param] = param.detach().clone()
+
     @torch.no_grad()
     def restore(self, optimizer: Optimizer) -> None:
         """Bring all of it back, in place; groups added since keep what they have."""
-        for weights, value in self._values:
+        for weights, value in self._values.items():
             weights.copy_(value)
         self._buffers.restore()
         for param in list(optimizer.state):
@@ -83,7 +90,7 @@ class Rollback:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         known = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
-        if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
+        if any(id(p) not in known for p in parameters_of(optimizer)):
             raise InputError(
                 "Expected the model whose parameters the optimizer has as rollback, got a "
                 f"{type(model).__name__} that lacks some; pass rollback=model."
@@ -95,6 +102,12 @@ class Rollback:
         """Forget all weights."""
         self._candidate: Snapshot | None = None
         self._good: Snapshot | None = None
+
+    def admit(self) -> None:
+        """Keep parameters too that train from this optimizer step on; call it ahead of each."""
+        for kept in (self._candidate, self._good):
+            if kept:
+                kept.admit(parameters_of(self._optimizer))
 
     def update(self, unfit: bool, calm: bool) -> bool:
         """Keep weights or come back to them behind an interval; returns whether it came back.
@@ -115,35 +128,35 @@ class Rollback:
 
 
 class RandomNumbers:
-    """Torch's random states: of the CPU, of a model's GPUs, and of a loader's own generator.
+    """Torch's random states: of the CPU, of a model's GPUs, and of loaders' own generators.
 
     Args:
         model: The model.
-        loader: Batches, whose attribute ``generator`` is such a one where it has any.
+        loaders: Batches, whose attribute ``generator`` is such a one where they have any.
     """
 
-    def __init__(self, model: nn.Module, loader: Any = None) -> None:
+    def __init__(self, model: nn.Module, *loaders: Any) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         gpus = {t.device for t in tensors if t.device.type == "cuda"}
         self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
         self._cpu = torch.get_rng_state()
-        own = getattr(loader, "generator", None)
-        self._own = (own, own.get_state()) if isinstance(own, torch.Generator) else None
+        generators = [getattr(loader, "generator", None) for loader in loaders]
+        self._own = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
 
     def restore(self) -> None:
         """Bring all of them back."""
         torch.set_rng_state(self._cpu)
         for gpu, state in self._gpus.items():
             torch.cuda.set_rng_state(state, gpu)
-        if self._own:
-            self._own[0].set_state(self._own[1])
+        for generator, state in self._own:
+            generator.set_state(state)
 
 
 @contextmanager
-def same_modes_and_random_numbers(model: nn.Module, loader: Any = None) -> Iterator[None]:
+def same_modes_and_random_numbers(model: nn.Module, *loaders: Any) -> Iterator[None]:
     """Bring back whether each module trains, and :class:`RandomNumbers`."""
     modes = {module: module.training for module in model.modules()}
-    random = RandomNumbers(model, loader)
+    random = RandomNumbers(model, *loaders)
     try:
         yield
     finally:

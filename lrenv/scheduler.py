@@ -13,14 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv import processes
 from lrenv.adaptive.lc import LCSensitivityLR
-from lrenv.advice import CUT, IDLE, NEGATIVE, OVERRUN, SHORT, Advice
+from lrenv.advice import CUT, IDLE, LAST, NEGATIVE, OVERRUN, SHORT, Advice
 from lrenv.controller import Controller, Decision
 from lrenv.decision_log import log_entry, save_log
 from lrenv.decisions import check_total_steps, trial_steps
 from lrenv.errors import InputError
 from lrenv.explain import explain
 from lrenv.gradients import GradientReader
-from lrenv.hooks import listen, set_lr
+from lrenv.hooks import current_lrs, listen, parameters_of, set_lr
 from lrenv.losses import LossReports
 from lrenv.policies.frozen import DEFAULT_POLICY, FrozenPolicy, load_policy
 from lrenv.rollback import Rollback
@@ -105,8 +105,7 @@ class LearnedLR(LRScheduler):
         if layerwise not in (None, "lc"):
             raise InputError(f"Expected layerwise to be None or 'lc', got {layerwise!r}.")
         self.policy = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
-        self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = parameters_of(optimizer)
         device = params[0].device if params else torch.device("cpu")
         self._open, self._advice = total_steps is None, Advice()
         self.controller = Controller(
@@ -126,6 +125,8 @@ class LearnedLR(LRScheduler):
         self._unreported = self._skipped = False
         self._reports = LossReports(self.controller.lr)
         self._rollback = None if rollback is None else Rollback(rollback, optimizer)
+        # The last to be made, as it changes the optimizer.
+        self._layerwise = LCSensitivityLR(optimizer, normalize=True) if layerwise else None
         super().__init__(optimizer)
         listen(self.optimizer, self, first=True)  # ahead of LC, which multiplies what it sets
 
@@ -194,7 +195,7 @@ class LearnedLR(LRScheduler):
         return explain(self.policy, self.decisions)
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Make the run longer or shorter; may be called between any two steps.
+        """Make the run longer or shorter; may be called at any time.
 
         All processes of a distributed job must call it at the same step.
 
@@ -205,7 +206,7 @@ class LearnedLR(LRScheduler):
         Raises:
             InputError: The run is at or past the new end.
         """
-        self.controller.replan(total_steps)
+        self.controller.replan(total_steps, in_flight=self._unreported)
         self._open = False
         self._advice.forget(OVERRUN)
 
@@ -223,7 +224,7 @@ class LearnedLR(LRScheduler):
                 f"Expected steps to be a whole number of at least 1, got {steps!r}; name how many "
                 "are left."
             )
-        self.set_total_steps(self.controller.step + steps)
+        self.set_total_steps(self.controller.step + self._unreported + steps)
         self.controller.stop_rising()
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,7 +255,7 @@ class LearnedLR(LRScheduler):
         Raises:
             InputError: The state belongs to another policy, or the run is past the new end.
         """
-        if not isinstance(state_dict, dict) or "policy_sha256" not in state_dict:
+        if not isinstance(state_dict, dict) or not self.state_dict().keys() <= state_dict.keys():
             raise InputError(
                 "Expected the state of a LearnedLR, got that of something else; leave it out, "
                 "and the run goes on as from its start."
@@ -273,7 +274,8 @@ class LearnedLR(LRScheduler):
             )
         new_length = None if self._made_for == state_dict["made_for"] else self._made_for
         if new_length is not None:
-            check_total_steps(new_length, state_dict["controller"]["step"] + 1)
+            taken = state_dict["controller"]["step"] + state_dict["unreported"]
+            check_total_steps(new_length, taken + 1)
         self.controller.load_state_dict(state_dict["controller"])
         self._open = state_dict["open"]
         self.decisions = list(state_dict["decisions"])
@@ -309,13 +311,12 @@ class LearnedLR(LRScheduler):
         self._skipped = self.controller.measuring and overflow is not None and bool(overflow)
         if self._skipped:
             return
-        new_groups = [g for g in self.optimizer.param_groups if "initial_lr" not in g]
-        for group in new_groups:
-            group["initial_lr"] = float(group["lr"])
         if self._unreported:  # two optimizer steps without a scheduler step between
             self._advance()
-        if new_groups:
+        if any("initial_lr" not in group for group in self.optimizer.param_groups):
             self._apply()
+        if self._rollback:
+            self._rollback.admit()
         self._reports.set_closure(loss)
         if self.controller.measuring:
             if self._reader.choose():
@@ -348,15 +349,24 @@ class LearnedLR(LRScheduler):
                 controller.replan(2 * controller.plan.total_steps)
             val_loss = self._reports.take_val()
             controller.close(processes.mean_where_given(val_loss, controller.lr))
+            rolled_back = self._roll_back()
             if controller.deciding:
                 if bool((controller.observer.window.loss < 0).any()):
                     self._advice.give(NEGATIVE, 2)
                 decision = controller.act(self.policy.act(controller))
                 processes.share(controller.lr)
-                state = bool(controller.unfit), bool(controller.calm)
-                self._log(decision, bool(self._rollback and self._rollback.update(*state)))
+                self._log(decision, rolled_back)
+            elif controller.done and bool(controller.unfit):
+                self._advice.give(LAST, 2, kept="come back" if rolled_back else "stay as they are")
             self._apply()
         self.last_epoch = controller.step
+
+    def _roll_back(self) -> bool:
+        """Keep the weights behind an interval, or bring good ones back; whether it did that."""
+        controller = self.controller
+        if self._rollback is None or not (controller.deciding or controller.done):
+            return False
+        return self._rollback.update(bool(controller.unfit), bool(controller.calm))
 
     def _log(self, decision: Decision, rolled_back: bool) -> None:
         entry = log_entry(self.controller, decision, rolled_back)
@@ -365,6 +375,8 @@ class LearnedLR(LRScheduler):
         self.decisions.append(entry)
 
     def _apply(self) -> None:
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))  # of one that was added
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             set_lr(group, float(lr))
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._last_lr = current_lrs(self.optimizer)

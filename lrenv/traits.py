@@ -36,8 +36,12 @@ def traits_of(optimizer: torch.optim.Optimizer) -> OptimizerTraits:
     return OptimizerTraits(*(torch.tensor([value]) for value in row))
 
 
-def check_unit(optimizer: torch.optim.Optimizer) -> None:
-    """Raise :class:`InputError` if the LR of the first group cannot be the unit of the others."""
+def check_unit(optimizer: torch.optim.Optimizer) -> float:
+    """Return the LR of the first group, the unit of the others'.
+
+    Raises:
+        InputError: It is not positive.
+    """
     group = optimizer.param_groups[0]
     unit = float(group.get("initial_lr", group["lr"]))
     if not (unit > 0.0 and math.isfinite(unit)):
@@ -45,3 +49,4 @@ def check_unit(optimizer: torch.optim.Optimizer) -> None:
             f"Expected a positive LR in the optimizer's first parameter group, got {unit}; it only "
             "sets the ratios between groups, any positive number will do."
         )
+    return unit

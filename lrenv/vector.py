@@ -73,13 +73,15 @@ class RunSlots:
         self._groups: list[_Group] = []
         if isinstance(reward, str):  # refuses an unknown one, or one without its reference
             build_reward(reward, 1.0 if callable(reference) else reference)
-        spaces = {observation_space(preset, build_trainee(task)).shape for task in tasks}
-        if len(spaces) > 1:
+        kinds = dict.fromkeys(replace(task, seed=0) for task in tasks)
+        spaces = [observation_space(preset, build_trainee(task)) for task in kinds]
+        shapes = {str(space.shape) for space in spaces}
+        if len(shapes) > 1:
             raise InputError(
-                f"Expected observations of one shape, got {sorted(map(str, spaces))}; under the "
+                f"Expected observations of one shape, got {', '.join(sorted(shapes))}; under the "
                 "classic preset all trainees need the same number of layers."
             )
-        self.observation_space = observation_space(preset, build_trainee(tasks[0]))
+        self.observation_space = spaces[0]
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observations: Floats = np.zeros(
             (len(tasks), *(self.observation_space.shape or ())), np.float32

@@ -1,7 +1,8 @@
 """Policies that set a learning rate, learned and hand-designed.
 
-The Transformer actor-critic, the frozen policy and its file format, the expert schedules (pure
-functions of the step) and the adaptive schedulers.
+The Transformer actor-critic (``network``, and ``sb3`` for stable-baselines3), the frozen policy and
+its file format (``frozen``), the experts (``experts``) and LRBench's policies (``lrbench``), both
+pure functions of the step.
 """
 
 if __name__ != "lrenv.policies":

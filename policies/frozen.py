@@ -87,6 +87,10 @@ class FrozenPolicy:
         Raises:
             PolicyFileError: The run has another number of layers than the policy was made for.
         """
+        with torch.autocast(self._device.type, enabled=False):  # of the job
+            return self._act(controller)
+
+    def _act(self, controller: Controller) -> Tensor:
         observer = controller.observer
         if isinstance(observer, ClassicObserver):
             window = observer.padded()

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lrenv.errors import InputError
+from lrenv.traits import check_unit
 
 Values = Mapping[str, Any]
 Shape = Callable[[float, Values], float]
@@ -68,7 +69,7 @@ def _waves() -> dict[str, tuple[Shape, tuple[str, ...]]]:
             return wave(t, v) * _halve(t / (period * v["l"]))
 
         def decayed(t: float, v: Values, wave: Shape = wave) -> float:
-            return wave(t, v) * float(v["gamma"] ** t)
+            return wave(t, v) * _power(v["gamma"], t)
 
         shapes[name] = wave, ("k0", "k1", "l")
         shapes[f"{name}2"] = halved, ("k0", "k1", "l")
@@ -77,7 +78,10 @@ def _waves() -> dict[str, tuple[Shape, tuple[str, ...]]]:
 
 
 def _power(base: float, exponent: float) -> float:
-    return float(base**exponent)
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.inf
 
 
 _DECAYS: dict[str, tuple[Shape, tuple[str, ...]]] = {
@@ -206,7 +210,9 @@ def parse_policy(text: str) -> LRPolicy | Composition:
         if len(parts) > 1:
             raise InputError(f"Expected -AT- and boundaries behind several policies, got {text!r}.")
         return parts[0]
-    return Composition(parts, tuple(int(_number(x, text)) for x in boundaries.split("+")))
+    if not re.fullmatch(r"\d+(\+\d+)*", boundaries):
+        raise InputError(f"Expected whole steps behind -AT-, joined by +, got {boundaries!r}.")
+    return Composition(parts, tuple(map(int, boundaries.split("+"))))
 
 
 def _parse_one(text: str) -> LRPolicy:
@@ -235,10 +241,7 @@ def policy_lr(optimizer: Optimizer, policy: LRPolicy | Composition) -> LambdaLR:
     Raises:
         InputError: The first group's LR is not positive.
     """
-    group = optimizer.param_groups[0]
-    unit = float(group.get("initial_lr", group["lr"]))
-    if not unit > 0:
-        raise InputError(f"Expected a positive LR in the optimizer's first group, got {unit}.")
+    unit = check_unit(optimizer)
     return LambdaLR(optimizer, lambda step: policy(step) / unit)
 
 
@@ -274,7 +277,8 @@ class ChangeOnPlateau:
 
     def report(self, step: int, metric: float) -> None:
         """Report a metric, the lower the better, behind a step."""
-        if metric < self._best * (1 - self.threshold):
+        least = self.threshold * abs(self._best) if math.isfinite(self._best) else 0.0
+        if metric < self._best - least:
             self._best, self._since = metric, 0
             return
         self._since += 1

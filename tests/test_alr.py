@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrenv.adaptive import ALRScheduler
+from lrenv.adaptive import ALRScheduler, LCSensitivityLR
 from lrenv.errors import InputError
 
 
@@ -86,6 +86,26 @@ def test_copies_act_and_groups_may_be_added() -> None:
         lrs = scheduler.get_last_lr()
         assert lrs[1] == pytest.approx(2 * lrs[0])
         assert lrs[0] < 0.1
+
+
+def test_norms_of_half_precision_do_not_overflow() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(10, dtype=torch.half))], lr=1.0)
+    scheduler = ALRScheduler(optimizer)
+    optimizer.param_groups[0]["params"][0].grad = torch.full((10,), 100.0, dtype=torch.half)
+    optimizer.step()
+    assert scheduler.averages[0] == pytest.approx(0.9 + 0.1 * 1000**0.5 * 10)
+
+
+def test_a_state_is_a_copy_and_no_other_s() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = ALRScheduler(optimizer)
+    step(optimizer, [2.0])
+    state = scheduler.state_dict()
+    kept = copy.deepcopy(state)
+    step(optimizer, [5.0])
+    assert state == kept
+    with pytest.raises(InputError, match="state of a ALRScheduler, got that of something else"):
+        scheduler.load_state_dict(LCSensitivityLR(optimizer).state_dict())
 
 
 def test_resume_is_exact() -> None:

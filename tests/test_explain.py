@@ -69,6 +69,12 @@ def test_logs_without_features_are_refused():
         explain(load_policy(), [{"step": 1, "lr": 0.1}])
 
 
+def test_a_classic_policy_explains_nothing(scheduler):
+    for function in (explain, attention):
+        with pytest.raises(InputError, match="got 'cosine-ppo', a classic one"):
+            function(load_policy("cosine-ppo"), scheduler.decisions)
+
+
 def test_the_command_writes_a_page(scheduler, tmp_path: Path, capsys):
     scheduler.save_decisions(tmp_path / "decisions.jsonl")
 

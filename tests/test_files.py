@@ -51,6 +51,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     ):
         write_atomic(path, half)
 
+    def silent(temporary: Path) -> None:
+        raise OSError
+
+    with pytest.raises(InputError, match=r"room to write .*file.txt, got: OSError"):
+        write_atomic(path, silent)
+
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrenv import processes
 from lrenv.adaptive import GeNLR, HiDLR
 from lrenv.adaptive.gen import fit_quadratic
 from lrenv.adaptive.groups import freeze_to_budget, group_parameters
@@ -261,6 +262,20 @@ def test_gen_has_no_groups_to_freeze() -> None:
     scheduler = GeNLR(torch.optim.SGD(bowl.parameters(), lr=0.1), bowl, bowl)
     with pytest.raises(InputError, match="got a GeNLR"):
         freeze_to_budget(scheduler, 10)
+
+
+def test_all_processes_take_the_mean_of_their_losses(monkeypatch) -> None:
+    def mean(losses: torch.Tensor) -> torch.Tensor:
+        xi = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)
+        return 2.0 * xi.square() - 6.0 * xi  # whatever this process's are; best at 1.5
+
+    monkeypatch.setattr(processes, "mean", mean)
+    param = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    scheduler = GeNLR(optimizer, nn.ParameterList([param]), lambda: param.square().sum())
+    param.square().sum().backward()
+    optimizer.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.1 * (0.9 + 0.1 * 1.5)])
 
 
 def test_an_interval_of_none_is_refused() -> None:

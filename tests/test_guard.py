@@ -153,3 +153,37 @@ def test_a_run_comes_back_to_its_last_good_weights(bad: float, reason: str) -> N
     assert all(torch.equal(v, states[place][k]) for k, v in model.state_dict().items())
     seen = [state["exp_avg"] for state in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(seen, moments[place], strict=True))
+
+
+@pytest.mark.parametrize("kept", ["come back", "stay as they are"])
+def test_the_last_interval_is_judged_too(kept: str) -> None:
+    model, optimizer, scheduler = job(rollback=kept == "come back")
+    last = scheduler.controller.plan.ends[-2]
+    for step in range(39):
+        take_step(model, optimizer, math.nan if step >= last else 1.0)
+        scheduler.step(math.nan if step >= last else 1.0)
+    take_step(model, optimizer, math.nan)
+    with pytest.warns(UserWarning, match=f"In the last interval .* the weights {kept}"):
+        scheduler.step(math.nan)
+
+    assert not any(d["guard"] for d in scheduler.decisions)
+    assert bool(model[0].weight.isfinite().all()) == (kept == "come back")
+
+
+def test_layers_that_train_later_come_back_to_what_they_were() -> None:
+    model, optimizer, scheduler = job(rollback=True)
+    layer = model[0].weight.requires_grad_(False)
+    before = layer.clone()
+    for step in range(40):
+        bad = math.nan if step >= 25 else 1.0
+        layer.requires_grad_(step >= 25)
+        for param in model.parameters():
+            param.grad = torch.full_like(param, bad) if param.requires_grad else None
+        optimizer.step()
+        assert step < 25 or layer.isnan().all()
+        scheduler.step(bad)
+        if scheduler.decisions and scheduler.decisions[-1]["rolled_back"]:
+            break
+
+    assert step >= 25
+    assert torch.equal(layer, before)

@@ -70,7 +70,14 @@ def test_the_curvature_of_a_quadratic_is_exact(interval: int) -> None:
     optimizer = torch.optim.SGD(params, lr=0.01)
     scheduler = LCSensitivityLR(optimizer, form="curvature", interval=interval)
     measured = []
-    scheduler._measure = lambda p, own=scheduler._measure: measured.append(own(p)) or measured[-1]
+    own = scheduler._measure
+
+    def measure(params):
+        found = own(params)
+        measured.append(list(found.values()))
+        return found
+
+    scheduler._measure = measure
     exact = []
     for _ in range(2 * interval + 1):
         exact.append(
@@ -96,6 +103,34 @@ def test_exact_lc_is_what_a_quadratic_has_to_lose() -> None:
 def test_exact_lc_of_a_linear_parameter_is_none() -> None:
     theta = torch.tensor([1.0], requires_grad=True)
     assert lc_exact((3.0 * theta).sum(), [theta])[0].tolist() == [0.0]
+
+
+def test_tensors_without_gradients_have_no_say() -> None:
+    params, optimizer = job([[1.0]] * 7, [[g] for g in (5.0, 1.0, 3.0, 2.0, 4.0, 0.0, 0.0)])
+    params[5].grad = params[6].grad = None
+    scheduler = LCSensitivityLR(optimizer)
+    optimizer.step()
+    assert scheduler.multipliers == [0.2, 5.0, 1.0, 3.0, 0.6, 1.0, 1.0]
+
+
+def test_sensitivities_do_not_underflow() -> None:
+    row = torch.tensor([1e-2, 2e-2])
+    exact = float(lc_nuclear(row.double(), torch.full((2,), 1e-12).double()))
+    assert float(lc_frobenius(row, torch.full((2,), 1e-12))) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("form", ["nuclear", "frobenius", "curvature"])
+def test_groups_of_half_precision_may_be_added(form: str) -> None:
+    params, optimizer = job([[1.0], [2.0]], [[1.0], [3.0]])
+    scheduler = LCSensitivityLR(optimizer, form=form)
+    new = [nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16)) for _ in range(3)]
+    optimizer.add_param_group({"params": []})
+    optimizer.add_param_group({"params": new})
+    for _ in range(2):
+        for param in (*params, *new):
+            param.grad = 2.0 * torch.ones_like(param)
+        optimizer.step()
+    assert len(scheduler.multipliers) == len(optimizer.param_groups) == 5
 
 
 def test_it_multiplies_whatever_another_schedule_sets() -> None:
@@ -198,9 +233,13 @@ def test_resume_is_exact(tmp_path, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"form": "exact"}, "among nuclear, frobenius, curvature"), ({"interval": 0}, "at least 1")],
+    [
+        ({"optimizer": torch.optim.LBFGS([nn.Parameter(torch.ones(1))])}, "got LBFGS"),
+        ({"form": "exact"}, "among nuclear, frobenius, curvature"),
+        ({"interval": 0}, "at least 1"),
+    ],
 )
 def test_bad_settings(kwargs, message) -> None:
     _, optimizer = job([[1.0]], [[1.0]])
     with pytest.raises(InputError, match=message):
-        LCSensitivityLR(optimizer, **kwargs)
+        LCSensitivityLR(**{"optimizer": optimizer, **kwargs})

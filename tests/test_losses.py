@@ -76,6 +76,17 @@ def test_losses_between_optimizer_steps_are_averaged(policy: FrozenPolicy) -> No
     assert scheduler.controller.observer.window.loss.tolist() == [[2.0, 3.0, 4.0]]
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_loss_that_every_process_reports_counts_once(policy: FrozenPolicy, kind) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    for step in range(3):
+        optimizer_steps(model, optimizer)
+        loss = kind(1.5 + step)
+        for _ in range(4):
+            scheduler.step(loss)
+    assert scheduler.controller.observer.window.loss.tolist() == [[1.5, 2.5, 3.5]]
+
+
 def test_a_loss_may_be_overwritten_afterwards(policy: FrozenPolicy) -> None:
     model, optimizer, scheduler = scheduled(policy, total_steps=1000)
     loss = torch.zeros(())

@@ -124,6 +124,8 @@ def test_lrs_stay_between_zero_and_the_larger_k(kind, k0, k1, gamma, step):
         ("k0_0.1+gamma_0.1+lrPolicy_NSTEP+l_30+20", "several, rising; got 30\\+20"),
         ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX", "Expected -AT- and boundaries"),
         ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX-AT-5+9", "Expected 1 rising boundaries for 2"),
+        ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX-AT-9.7", "Expected whole steps behind -AT-"),
+        ("k0_1+lrPolicy_FIX-k0_2+lrPolicy_FIX-AT-inf", "Expected whole steps behind -AT-"),
         ("k0_nan+lrPolicy_FIX", "Expected k0 of at least 0"),
     ],
 )
@@ -155,5 +157,15 @@ def test_the_next_policy_takes_over_on_a_plateau():
         change = again
     # on at step 4, and at step 7; there is no fourth
     assert lrs == pytest.approx([0.2, 0.1, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.025])
+    falling = ChangeOnPlateau(policies, patience=2, threshold=0.1)
+    for step, metric in enumerate([-1.0, -0.95, -1.05, -1.2], 1):
+        falling.report(step, metric)
+    assert (falling.place, falling._best) == (1, -1.2)
     with pytest.raises(InputError, match="got 0 and 5"):
         ChangeOnPlateau([])
+
+
+@pytest.mark.parametrize("kind", ["EXP", "STEP"])
+def test_a_policy_that_grows_without_bound_ends_at_infinity(kind):
+    length = {"l": 1} if kind == "STEP" else {}
+    assert LRPolicy(kind, {"k0": 0.1, "gamma": 2.0, **length})(5000) == math.inf

@@ -155,6 +155,30 @@ def test_everything_is_as_it_was(mode, fails):
     assert all(second == pytest.approx(first / 10) for first, second in lrs)
 
 
+def test_what_the_optimizer_and_the_loaders_have_beside_the_model_comes_back():
+    model, _, loader = small_job()
+    other = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([*model.parameters(), other], 0.1)
+    other.grad = torch.full((3,), 2.0)
+    held_out = DataLoader(loader.dataset, 8, shuffle=True, generator=torch.Generator())
+    random = held_out.generator.get_state()
+
+    def loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(net(batch[0]) * other, batch[1])
+
+    range_test(model, optimizer, loader, loss, validation=held_out, steps=5)
+
+    assert other.tolist() == [1.0] * 3
+    assert other.grad.tolist() == [2.0] * 3
+    assert torch.equal(held_out.generator.get_state(), random)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model, _, loader = small_job()
+    with pytest.raises(InputError, match="steps without a closure, got LBFGS"):
+        range_test(model, torch.optim.LBFGS(model.parameters()), loader)
+
+
 @pytest.mark.parametrize("make", [lambda o: LearnedLR(o, 200), ALRScheduler, LCSensitivityLR])
 def test_a_scheduler_that_is_there_is_not_told(make):
     model, optimizer, loader = small_job()
@@ -208,7 +232,10 @@ def test_half_precision_trains_by_scaled_gradients():
         ({"validation": ONES, "mode": "sweep"}, "validation with the mode grid alone, got sweep"),
         ({"validation": [], "steps": 5}, "at least one batch of validation, got none"),
         ({"points": 2}, "points of at least 3, got 2"),
-        ({"low": 1e3, "high": 1e4}, "to lower the loss, none did; lower low"),
+        (
+            {"low": 1e3, "high": 1e4},
+            r"none did \(the loss diverged at an LR of 1e\+03\); lower low",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_refused(change, message):

@@ -167,3 +167,23 @@ def test_what_is_no_number_of_further_steps_is_refused(policy, steps):
     scheduler = scheduled(policy, None)[2]
     with pytest.raises(InputError, match="whole number of at least 1, got"):
         scheduler.finish(steps)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+@pytest.mark.parametrize("new", [None, 45, 90])
+def test_the_length_may_change_behind_any_step(
+    policy: FrozenPolicy, new: int | None, reported: bool
+) -> None:
+    for change_at in range(1, 40):
+        model, optimizer, scheduler = scheduled(policy, 60)
+        end = change_at + 5 if new is None else new
+        for step in range(end):
+            optimizer_steps(model, optimizer)
+            if reported:
+                scheduler.step(1.0)
+            if step + 1 == change_at:
+                scheduler.finish(5) if new is None else scheduler.set_total_steps(new)
+            if not reported:
+                scheduler.step(1.0)
+        assert scheduler.controller.done
+        assert scheduler.controller.step == end

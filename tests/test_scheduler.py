@@ -106,6 +106,17 @@ def test_tensor_lr_is_updated_in_place(policy: FrozenPolicy) -> None:
     assert float(held) == pytest.approx(scheduler.decisions[-1]["lr"])
 
 
+def test_a_log_of_tensor_lrs_holds_each_of_them(policy: FrozenPolicy) -> None:
+    model, optimizer = small_job()
+    optimizer.param_groups[0]["lr"] = torch.tensor(1e-3)
+    scheduler = LearnedLR(optimizer, STEPS, policy)
+    log = []
+    for step in range(20):
+        train(model, optimizer, scheduler, [step])
+        log.append(scheduler.get_last_lr()[0])
+    assert len({float(lr) for lr in log}) > 5
+
+
 def test_non_finite_loss_cuts_the_lr(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     scheduler = LearnedLR(optimizer, STEPS, policy)
@@ -239,6 +250,55 @@ def test_a_group_added_later_has_its_ratio_at_once(policy: FrozenPolicy) -> None
     first, second = scheduler.get_last_lr()
     assert first != lr
     assert second == pytest.approx(0.2 * first, rel=1e-12)
+
+
+@pytest.mark.parametrize("when", ["before", "between", "behind"])
+def test_it_does_not_matter_when_a_group_is_added(policy: FrozenPolicy, when: str) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    unit = optimizer.param_groups[0]["initial_lr"]
+    added = {"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1 * unit}
+    last = scheduler.controller.plan.ends[5]  # decides behind this step
+    train(model, optimizer, scheduler, range(last - 1))
+    for moment in ("before", "between", "behind"):
+        if moment == when:
+            optimizer.add_param_group(added)
+        if moment == "before":
+            optimizer_steps(model, optimizer)
+        elif moment == "between":
+            scheduler.step(1.0)
+    train(model, optimizer, scheduler, range(last, last + 3))
+
+    assert optimizer.param_groups[1]["initial_lr"] == pytest.approx(0.1 * unit)
+    ratio = float(optimizer.param_groups[1]["lr"]) / float(optimizer.param_groups[0]["lr"])
+    assert ratio == pytest.approx(0.1)
+
+
+def test_what_is_refused_leaves_the_optimizer_as_it_was(policy: FrozenPolicy) -> None:
+    _, optimizer = small_job()
+    for settings in ({"total_steps": 0}, {"total_steps": 100, "rollback": nn.Linear(1, 1)}):
+        with pytest.raises(InputError):
+            LearnedLR(optimizer, policy=policy, layerwise="lc", **settings)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_state_that_lacks_something_is_refused(policy: FrozenPolicy) -> None:
+    _, _, scheduler = scheduled(policy)
+    state = scheduler.state_dict()
+    del state["layerwise"]
+    with pytest.raises(InputError, match="Expected the state of a LearnedLR"):
+        scheduler.load_state_dict(state)
+
+
+def test_the_policy_does_not_follow_the_autocast_of_a_job(policy: FrozenPolicy) -> None:
+    lrs = []
+    for enabled in (False, True):
+        model, optimizer, scheduler = scheduled(policy)
+        for _ in range(STEPS):
+            optimizer_steps(model, optimizer)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                scheduler.step(1.0)
+        lrs.append([d["lr"] for d in scheduler.decisions])
+    assert lrs[0] == lrs[1]
 
 
 def test_a_step_without_gradients_is_refused(policy: FrozenPolicy) -> None:

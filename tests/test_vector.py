@@ -10,15 +10,15 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 
-from lrenv import InputError, LRScheduleEnv
+from lrenv import InputError, LRScheduleEnv, vector
 from lrenv.episode import DIVERGED_REWARD
 from lrenv.observation import FEATURES
 from lrenv.policies.sb3 import policy_kwargs
 from lrenv.trainees.families import training_task
-from lrenv.trainees.registry import build_task
+from lrenv.trainees.registry import build_task, build_trainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
-from lrenv.vector import LRScheduleVectorEnv
+from lrenv.vector import LRScheduleVectorEnv, RunSlots
 from lrenv.vector_sb3 import LRScheduleVecEnv
 
 STEPS = (30, 30, 44, 30)
@@ -81,6 +81,13 @@ def test_gymnasium_makes_them_in_lockstep(kind: str) -> None:
     assert isinstance(vector.unwrapped, LRScheduleVectorEnv)
     single = gym.make(f"lrenv/{kind}-v0", total_steps=20, optimizer="sgd")
     assert vector.single_observation_space == single.observation_space
+
+
+def test_a_trainee_of_each_kind_is_made_for_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(vector, "build_trainee", lambda t: made.append(t) or build_trainee(t))
+    RunSlots([*make_tasks(), *make_tasks()])
+    assert len(made) == 3
 
 
 def test_autoreset_mode_is_declared() -> None:

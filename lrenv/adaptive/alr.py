@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrenv import processes
 from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
+from lrenv.gradients import dense
 from lrenv.hooks import listen, set_lr
 
 _EMA = 0.9
@@ -42,6 +44,8 @@ class ALRScheduler(WithinStep):
         InputError: The bounds are in the wrong order.
     """
 
+    state = ("averages", "base_lrs")
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -66,11 +70,11 @@ class ALRScheduler(WithinStep):
     def before_step(self, loss: Any = None) -> None:
         """Read the norms, and set the LRs of the step."""
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"]]
-        norms = [torch.linalg.vector_norm(grad) for grad in grads if grad is not None]
+        norms = [_norm(dense(grad)) for grad in grads if grad is not None]
         gradient = float(torch.stack(norms).square().sum().sqrt()) if norms else math.nan
         activation = math.nan
         if self._squares:
-            activation = float(torch.stack(self._squares).mean().sqrt())
+            activation = float(processes.mean(torch.stack(self._squares).mean()).sqrt())
         self._squares = []
         score = _GRADIENT_SHARE * self._sigmoid(0, gradient)
         score += _ACTIVATION_SHARE * self._sigmoid(1, activation)
@@ -86,15 +90,6 @@ class ALRScheduler(WithinStep):
     def after_step(self) -> None:
         """Nothing: the LR holds until the next backward pass."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values; LRs are in the optimizer's."""
-        names = ("averages", "base_lrs", "last_epoch", "_step_count")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        vars(self).update(state_dict)
-
     def _sigmoid(self, which: int, norm: float) -> float:
         """σ of a norm over its average, which takes it in; one that is not finite is skipped."""
         ratio = 1.0
@@ -106,5 +101,11 @@ class ALRScheduler(WithinStep):
     def _watch(self, module: nn.Module, inputs: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
         if module.training and isinstance(value, Tensor):
-            norm = torch.linalg.vector_norm(value.detach(), dtype=torch.float32)
-            self._squares.append(norm.square())
+            self._squares.append(_norm(value.detach()).square())
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(
+        tensor, dtype=torch.float32
+    )  # squares of halves are inf
+    return norm

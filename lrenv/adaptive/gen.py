@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrenv import processes
 from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
 from lrenv.hooks import listen, set_lr
@@ -82,6 +83,8 @@ class HiDLR(WithinStep):
         InputError: A setting cannot be used.
     """
 
+    state = ("influence", "r2", "random", "_taken")
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -140,19 +143,14 @@ class HiDLR(WithinStep):
                 set_lr(group, KEEP * lr + (1 - KEEP) * lr * factor)
         self._last_lr = self.get_lr()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values; LRs are in the optimizer's."""
-        names = ("influence", "r2", "_taken", "last_epoch", "_step_count")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "generator": self._generator.get_state(),
-        }
+    @property
+    def random(self) -> Tensor:
+        """State of the probes' random numbers."""
+        return self._generator.get_state()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        state = dict(state_dict)
-        self._generator.set_state(state.pop("generator"))
-        vars(self).update(state)
+    @random.setter
+    def random(self, state: Tensor) -> None:
+        self._generator.set_state(state)
 
     def _fitted_groups(self) -> list[list[dict[str, Any]]]:
         """The parameter groups that share an LR."""
@@ -182,7 +180,7 @@ class HiDLR(WithinStep):
                 found.append(self._loss().detach().double().reshape(()))
         finally:
             self._move(after, [1.0] * probes.shape[1])
-        return torch.stack(found).cpu()
+        return processes.mean(torch.stack(found)).cpu()
 
     def _move(self, after: list[list[Tensor]], shares: list[float]) -> None:
         """Take each group a share of the way from before the update to behind it."""

@@ -18,7 +18,7 @@ from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
 from lrenv.gradients import dense
 from lrenv.hooks import listen, set_lr, split_groups
-from lrenv.statistics import lc_nuclear
+from lrenv.statistics import lc_bound, lc_nuclear
 
 MULTIPLIERS = (5.0, 3.0, 1.0, 0.6, 0.2)
 """Of the LR, from the least to the most sensitive fifth of the tensors."""
@@ -30,10 +30,10 @@ _TINY = 1e-30
 class LCSensitivityLR(WithinStep):
     """Multiplies each tensor's LR by how insensitive the tensor is.
 
-    Behind every backward pass the tensors are sorted by sensitivity and cut at the quantiles 0.2,
-    0.4, 0.6 and 0.8; the fifths get 5, 3, 1, 0.6 and 0.2 times the LR. As the mean of these is
-    1.96, the original's advantage over a constant LR is in part a doubled LR; ``normalize`` takes
-    that away.
+    Behind every backward pass the tensors that have a gradient are sorted by sensitivity and cut at
+    the quantiles 0.2, 0.4, 0.6 and 0.8; the fifths get 5, 3, 1, 0.6 and 0.2 times the LR. As the
+    mean of these is 1.96, the original's advantage over a constant LR is in part a doubled LR;
+    ``normalize`` takes that away.
 
     The optimizer gets one parameter group a tensor. For the time of its step each group's LR is the
     one that is set, by whatever other scheduler there is, times the multiplier; so LC composes
@@ -42,7 +42,7 @@ class LCSensitivityLR(WithinStep):
 
     Args:
         optimizer: Any torch optimizer.
-        normalize: Divide the multipliers by their mean over all tensors.
+        normalize: Divide the multipliers by their mean over the tensors that train.
         form: How a tensor's sensitivity is estimated from its parameters θ and gradient g:
             ``"nuclear"``, the original: the nuclear norm of (θ ⊙ g)², by a singular value
             decomposition, which costs far more than a step where matrices are large;
@@ -53,8 +53,10 @@ class LCSensitivityLR(WithinStep):
         interval: Optimizer steps between two measurements.
 
     Raises:
-        InputError: A setting cannot be used.
+        InputError: A setting cannot be used, or the optimizer has room for one group only.
     """
+
+    state = ("multipliers", "_taken", "_secant")
 
     def __init__(
         self,
@@ -67,6 +69,11 @@ class LCSensitivityLR(WithinStep):
             raise InputError(f"Expected a form among {', '.join(_FORMS)}, curvature; got {form!r}.")
         if interval < 1:
             raise InputError(f"Expected an interval of at least 1, got {interval}; raise it.")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise InputError(
+                "Expected an optimizer with an LR for each parameter group, got LBFGS, which has "
+                "one for all."
+            )
         split_groups(optimizer)
         self.normalize, self.form, self.interval = normalize, form, interval
         self.multipliers = [1.0] * len(optimizer.param_groups)
@@ -78,6 +85,8 @@ class LCSensitivityLR(WithinStep):
 
     def before_step(self, loss: Any = None) -> None:
         """Measure where it is due, and multiply the LRs."""
+        if any(len(group["params"]) != 1 for group in self.optimizer.param_groups):
+            split_groups(self.optimizer)  # one that was added
         params = [group["params"][0] for group in self.optimizer.param_groups]
         added = len(params) - len(self.multipliers)
         self.multipliers = [*self.multipliers, *[1.0] * added]
@@ -88,8 +97,11 @@ class LCSensitivityLR(WithinStep):
         # What is not finite shows in the values, but for forms that cannot be computed then.
         if due and (self.form == "frobenius" or all(_finite(p.grad) for p in params)):
             values = self._measure(params)
-            if all(map(math.isfinite, values)):
-                self.multipliers = bucket_multipliers(values, self.normalize)
+            if all(map(math.isfinite, values.values())):
+                found = bucket_multipliers(list(values.values()), self.normalize)
+                self.multipliers = [1.0] * len(params)
+                for place, multiplier in zip(values, found, strict=True):
+                    self.multipliers[place] = multiplier
         self._set = [float(group["lr"]) for group in self.optimizer.param_groups]
         for group, lr, factor in zip(
             self.optimizer.param_groups, self._set, self.multipliers, strict=True
@@ -102,26 +114,18 @@ class LCSensitivityLR(WithinStep):
         for group, lr in zip(self.optimizer.param_groups, self._set, strict=True):
             set_lr(group, lr)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
-        names = ("multipliers", "_taken", "_secant", "last_epoch", "_step_count")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        vars(self).update(state_dict)
-
-    def _measure(self, params: Sequence[Tensor]) -> list[float]:
+    def _measure(self, params: Sequence[Tensor]) -> dict[int, float]:
+        """Sensitivities of the tensors that have a gradient, by their places."""
+        grads = {k: dense(p.grad) for k, p in enumerate(params) if p.grad is not None}
         if self.form != "curvature":
             estimate = _FORMS[self.form]
-            return [
-                0.0 if p.grad is None else float(estimate(p.detach(), dense(p.grad)))
-                for p in params
-            ]
+            return {
+                k: float(estimate(params[k].detach().float(), g.float())) for k, g in grads.items()
+            }
         last = self._secant or [None] * len(params)
         if self.interval == 1:
             self._remember(params)
-        return [_curvature(p, known) for p, known in zip(params, last, strict=True)]
+        return {k: _curvature(params[k], grad, last[k]) for k, grad in grads.items()}
 
     def _remember(self, params: Sequence[Tensor]) -> None:
         self._secant = [
@@ -150,9 +154,7 @@ def bucket_multipliers(sensitivities: Sequence[float], normalize: bool = False) 
 
 def lc_frobenius(theta: Tensor, grad: Tensor) -> Tensor:
     """Lower bound of :func:`lrenv.statistics.lc_nuclear`, at least 1/√rank of it, a scalar."""
-    product = theta * grad
-    norm: Tensor = torch.linalg.vector_norm(product.square_())
-    return norm
+    return lc_bound(theta.flatten(), grad.flatten(), theta.new_ones(1))
 
 
 def lc_exact(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
@@ -185,10 +187,10 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _curvature(param: Tensor, known: tuple[Tensor, Tensor] | None) -> float:
-    if known is None or param.grad is None:
+def _curvature(param: Tensor, now: Tensor, known: tuple[Tensor, Tensor] | None) -> float:
+    if known is None:
         return 0.0
-    (theta, grad), now = known, dense(param.grad)
+    theta, grad = known
     second = ((now - grad) / (param.detach() - theta)).abs()
     lc = now.square() / (2 * second)
     return float(lc[lc.isfinite()].sum())
