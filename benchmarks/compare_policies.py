@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lrenv.errors import InputError
 from lrenv.policies.frozen import load_policy
-from lrenv.trainees.families import HELD_OUT_NUMBERS, training_task
+from lrenv.trainees.families import HELD_OUT_NUMBERS, short_tasks
 from lrenv.trainees.tasks import Task
 from lrenv.training.outcome_ppo import final_losses, log_changes
 from lrenv.training.parallel import Workers
@@ -58,7 +58,8 @@ def main(settings: Settings) -> None:
     logs: dict[str, list[list[float]]] = {}
     with Workers(settings.workers) as workers:
         for family, drawn in track(tasks.items(), "Families"):
-            found = log_changes(*(final_losses(actor, drawn, workers) for actor in actors))
+            runs = list(drawn.values())
+            found = log_changes(*(final_losses(actor, runs, workers) for actor in actors))
             logs[family] = found.tolist()
             means = found.mean(1)
             low, high = bootstrap_interval([[value] for value in means.tolist()])
@@ -66,16 +67,14 @@ def main(settings: Settings) -> None:
             lower = f"{(means < 0).float().mean():.0%}"
             table.add_row(family, str(len(drawn)), mean, f"{means.quantile(0.5).exp():.3f}", lower)
     console.print(table)
-    numbers = {family: [task.seed for task in drawn] for family, drawn in tasks.items()}
+    numbers = {family: list(drawn) for family, drawn in tasks.items()}
     head = {**asdict(settings), "output": str(settings.output)}
     write_json(settings.output, {"settings": head, "tasks": numbers, "log_ratios": logs})
 
 
-def _tasks(family: str, settings: Settings) -> list[Task]:
+def _tasks(family: str, settings: Settings) -> dict[int, Task]:
     longest = settings.longest * (10 if family == "lasting" else 1)
-    drawn = (training_task(number, family) for number in NUMBERS)
-    short = (task for task in drawn if task.spec.total_steps <= longest)
-    found = list(islice(short, settings.tasks))
+    found = dict(islice(short_tasks(NUMBERS, family, longest), settings.tasks))
     if not found:
         raise InputError(
             f"Expected tasks of {family} of at most {longest} steps, got none; raise longest."

@@ -1,4 +1,4 @@
-"""When decisions fall in a run, and which optimizer steps are measured for them."""
+"""When decisions fall in a run, which steps are measured for them, and when a run is validated."""
 
 from __future__ import annotations
 
@@ -51,6 +51,14 @@ class DecisionPlan:
     def interval(self, index: int) -> tuple[int, int]:
         """Return the first optimizer step of interval ``index`` and the one behind its last."""
         return (self.ends[index - 1] if index else 0), self.ends[index]
+
+
+def equal_steps(total_steps: int, n: int) -> list[int]:
+    """Numbers of the steps behind which ``n`` validation losses are taken, fewer in short runs.
+
+    They cut the run into equal parts; the last is its end.
+    """
+    return sorted({-(-total_steps * k // n) for k in range(1, n + 1)})
 
 
 def check_total_steps(total_steps: int, least: int) -> int:

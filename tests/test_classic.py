@@ -4,6 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from lrenv.errors import InputError
 from lrenv.training.classic import train_classic
 from lrenv.training.settings import ClassicSettings
 
@@ -17,6 +20,15 @@ SETTINGS = ClassicSettings(
     n_epochs=1,
     total_timesteps=0,
 )
+
+
+@pytest.mark.parametrize(
+    "name", ["demonstrations", "batch_size", "n_envs", "n_epochs", "total_timesteps"]
+)
+def test_counts_that_cannot_be_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"Expected {name} of at least"):
+        train_classic(replace(SETTINGS, output=tmp_path, **{name: -1}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_clone_stays_a_clone_behind_ppo(tmp_path: Path) -> None:

@@ -106,7 +106,6 @@ def test_trials_are_filtered_and_newest_first(database):
     assert found(policy="FIX") == ["c"]
     assert found(policy="none") == []
     assert database.uids() == {"a", "b", "c", "d"}
-    assert database.uids("second") == {"b"}
 
 
 def test_names_are_ordered_alike_by_both_engines(database):

@@ -117,6 +117,12 @@ def test_damaged_parquet_is_named(tmp_path):
         with pytest.raises(InputError, match="got damage on 1: 1 "):
             import_trials(database, bad)
 
+        strange = pa.array([[1.0], [2.0]])
+        place = table.schema.get_field_index("features")
+        parquet.write_table(table.set_column(place, "features", strange), bad)
+        with pytest.raises(InputError, match="got damage on 2: 1, 2 "):
+            import_trials(database, bad)
+
         good.write_bytes(good.read_bytes()[:-20])
         with pytest.raises(InputError, match=r"Expected a Parquet file at .*good.parquet, got: "):
             import_trials(database, good)

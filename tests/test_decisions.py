@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrenv.decisions import CLASSIC_INTERVAL, MAX_DECISIONS, classic_plan, scale_free_plan
+from lrenv.decisions import (
+    CLASSIC_INTERVAL,
+    MAX_DECISIONS,
+    classic_plan,
+    equal_steps,
+    scale_free_plan,
+)
 from lrenv.errors import InputError
 
 
@@ -89,3 +95,9 @@ def test_a_number_of_numpy_is_a_whole_number(make):
 
     assert plan == make(50)
     assert type(plan.total_steps) is int
+
+
+def test_equal_steps_end_with_the_run() -> None:
+    assert equal_steps(100, 4) == [25, 50, 75, 100]
+    assert equal_steps(10, 4) == [3, 5, 8, 10]
+    assert equal_steps(3, 50) == [1, 2, 3]

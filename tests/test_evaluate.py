@@ -177,6 +177,7 @@ def test_a_peer_without_its_package_is_refused_at_once(monkeypatch: pytest.Monke
     ("change", "message"),
     [
         ({"hints": ()}, "Expected some hints, got none; name one"),
+        ({"hints": (0.1, 0.1)}, "Expected each of the hints once, got 0.1, 0.1"),
         ({"policies": ()}, "Expected some policies, got none; name one"),
         ({"hints": (0.1, 0.0)}, "Expected finite hints above 0, got 0.0; name another LR"),
         ({"hints": (math.nan,)}, "Expected finite hints above 0, got nan; name another LR"),

@@ -111,6 +111,21 @@ def test_logs_that_do_not_belong_to_a_policy_are_refused(tmp_path: Path, capsys,
     assert f"got: {reason}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ['{"method": "lora"}', '{"policy": "MlpPolicy"}', "[1]"])
+def test_settings_of_a_job_of_the_user_s_own_are_left_alone(scheduler, tmp_path: Path, text):
+    scheduler.save_decisions(tmp_path / "decisions.jsonl")
+    (tmp_path / "settings.json").write_text(text)
+    main(["explain", str(tmp_path)])
+    assert (tmp_path / "explain.html").exists()
+
+
+def test_a_policy_that_is_not_there_is_what_is_wrong(scheduler, tmp_path: Path, capsys):
+    scheduler.save_decisions(tmp_path / "decisions.jsonl")
+    with pytest.raises(SystemExit):
+        main(["explain", str(tmp_path), "--policy", "nope"])
+    assert "Expected a run folder" not in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["explain", str(tmp_path / "none")])

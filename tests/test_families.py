@@ -1,6 +1,5 @@
 """The declared families of training and test tasks."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +8,6 @@ import pytest
 import torch
 
 from lrenv.errors import InputError
-from lrenv.trainees.convnet import ConvNetSpec
-from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.families import training_numbers, training_task
 from lrenv.trainees.mlp import MLPSpec
 from lrenv.trainees.registry import build_trainee
@@ -45,15 +42,6 @@ def test_training_tasks_do_not_depend_on_the_process():
     )
 
     assert result.stdout.split() == [task.key() for task in TRAINING[:9]]
-
-
-@pytest.mark.parametrize("task", [*TRAINING[:10], *HELD_OUT[:10]], ids=lambda task: task.key())
-def test_tasks_pass_through_json(task):
-    again = Task.from_json(json.loads(json.dumps(task.to_json())))
-
-    assert again == task
-    assert again.key() == task.key()
-    assert isinstance(again.spec.hidden, tuple)
 
 
 def test_the_key_of_a_task_is_stable():
@@ -286,19 +274,6 @@ def test_fewer_examples_are_the_first_ones():
 def test_an_impossible_specification_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         MLPSpec(**changes)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        ConvNetSpec((4, 8), "tanh", batch_norm=True),
-        DecoderSpec(16, 1, 4, optimizer=OptimizerSpec("sgd", 0.5), lr_multiplier=2.0),
-    ],
-)
-def test_specifications_of_all_models_pass_through_json(spec):
-    task = Task(DataSpec("markov", n_classes=5, context=4), spec, 3)
-
-    assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
 
 
 def test_runs_in_lockstep_may_differ_in_what_is_not_their_shape():

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrenv.errors import InputError
-from lrenv.policies.frozen import load_policy
+from lrenv.errors import InputError, LrenvError
+from lrenv.policies.frozen import build_actor, load_policy, save_policy
 from lrenv.trainees import families
 from lrenv.trainees.families import HELD_OUT_NUMBERS, training_numbers, training_task
 from lrenv.trainees.tasks import Task
@@ -305,6 +305,31 @@ def test_what_selects_is_short_and_neither_measures_nor_trains(tmp_path):
     assert len(selecting) == 40
     assert max(task.spec.total_steps for task in selecting) <= 300
     assert not {task.key() for task in selecting} & {task.key() for task in others}
+
+
+def test_a_refused_start_does_not_bind_the_folder(tmp_path):
+    refused = (
+        ({"start": "nope"}, "policy among"),
+        ({"hidden": ("nope",)}, "hidden features"),
+        ({"longest_run": 9}, "tasks of at most 9 steps"),
+        ({"longest_demonstration": 1}, "tasks of at most 1 steps"),
+    )
+    for settings, message in refused:
+        with pytest.raises(LrenvError, match=message):
+            train_generalist(replace(SETTINGS, output=tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_policy_at_the_path_of_the_start_is_refused(tmp_path, monkeypatch):
+    for module in (families, generalist):
+        monkeypatch.setattr(module, "training_task", short_task)
+    save_policy(tmp_path, "start", build_actor(), {"preset": "scale-free"})
+    settings = replace(SETTINGS, rounds=0, start=str(tmp_path / "start.json"), hours=0)
+    train_generalist(replace(settings, output=tmp_path / "run"))
+    save_policy(tmp_path, "start", build_actor(), {"preset": "scale-free"})
+
+    with pytest.raises(InputError, match="got start_sha256="):
+        train_generalist(replace(settings, output=tmp_path / "run"))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -159,7 +160,8 @@ def test_a_file_is_split_and_cached_until_it_changes(tmp_path, monkeypatch):
     path.write_text("\n\n".join(map(json.dumps, rows)))
     first = load_instructions("my.jsonl")
 
-    assert (first.name, first.note) == ("my.jsonl", "the file my.jsonl")
+    assert re.fullmatch(r"my\.jsonl [0-9a-f]{8}", first.name)
+    assert first.note == "the file my.jsonl"
     assert [len(part) for part in splits(first)] == [8, 1, 1]
     assert {p.prompt for part in splits(first) for p in part} == {f"p{i}" for i in range(10)}
     assert load_instructions("my.jsonl") is first
@@ -167,6 +169,8 @@ def test_a_file_is_split_and_cached_until_it_changes(tmp_path, monkeypatch):
     again = load_instructions("my.jsonl")
     assert again is not first
     assert again == first
+    path.write_text(path.read_text().replace("p3", "q3"))
+    assert load_instructions("my.jsonl").name != first.name
 
 
 def test_a_file_may_have_any_ending_and_unicode_within_its_lines(tmp_path):

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from lrenv.errors import InputError, ResourceError
 from lrenv.trainees import encoding, language_model
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.encoding import encode, instruction_dataset, prompt_tokens, text_sequences
 from lrenv.trainees.generation import ROUGE, general_loss, generate, rouge
-from lrenv.trainees.instructions import Pair
+from lrenv.trainees.instructions import Pair, load_instructions
 from lrenv.trainees.language_model import (
     SMOLLM2,
     TINY,
@@ -46,7 +47,7 @@ def tiny_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tiny_file):
-    return instruction_dataset(str(tiny_file), TINY, 64, False)
+    return instruction_dataset(load_instructions(str(tiny_file)), TINY, 64, False)
 
 
 def text_of(tokens: torch.Tensor, tokenizer) -> str:
@@ -98,8 +99,8 @@ def test_a_split_that_is_empty_is_named(tiny_file, monkeypatch):
         raise InputError("none")
 
     monkeypatch.setattr(encoding, "encode", refuse)
-    with pytest.raises(InputError, match=r"tiny\.jsonl, train split: none"):
-        instruction_dataset.__wrapped__(str(tiny_file), TINY, 64, False)
+    with pytest.raises(InputError, match=r"tiny\.jsonl \w+, train split: none"):
+        instruction_dataset(load_instructions(str(tiny_file)), TINY, 64, False)
 
 
 def test_general_text_is_cut_into_sequences(tokenizer):
@@ -191,6 +192,18 @@ def test_a_stopped_run_goes_on_exactly(data, tmp_path, dropout):
     assert first + go(resumed, 6) == go(whole, 12)
     assert all(map(torch.equal, trained(resumed.model), trained(whole.model)))
     assert not any("base_layer" in name for name in stopped.state_dict()["model"])
+
+
+def test_dropout_is_the_same_in_lockstep(data):
+    spec, lr = replace(SPEC, dropout=0.5), torch.tensor([0.01])
+    single = [SingleTrainee(spec, data, seed) for seed in (1, 2)]
+    batched = BatchedTrainee([spec, spec], data, [1, 2])
+    for _ in range(3):
+        losses = batched.backward()
+        batched.update(lr.expand(2))
+        for loss, trainee in zip(losses, single, strict=True):
+            assert float(loss) == pytest.approx(float(trainee.backward()), rel=1e-4)
+            trainee.update(lr)
 
 
 def test_answers_do_not_depend_on_the_batch(tokenizer):

@@ -190,7 +190,9 @@ def test_second_table_holds_utility_cost_and_robustness(page: Page) -> None:
         "0.013",
     ]
     assert "runs in lockstep, which those of experts are, have no time of their own" in page.text
-    assert "over the tuned expert's; a diverged run counts as e²." in page.text
+    assert (
+        "over the tuned expert's; a run counts as e² at most, and where it diverged." in page.text
+    )
 
 
 def test_introduction_names_the_data_and_counts(page: Page) -> None:

@@ -111,6 +111,23 @@ def test_a_failed_trial_is_told_as_failed():
     assert [t.state for t in search._study.trials] == [optuna.trial.TrialState.FAIL]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_bayesian_search_keeps_away_from_what_diverges(restarted):
+    space, told = SearchSpace(("FIX",), 1e-5, 1.0, 100), []
+    search = BayesianProposals(space, 0)
+    for index in range(40):
+        if restarted:
+            search = BayesianProposals(space, 0)
+            for earlier in told:
+                search.learn(*earlier)
+        text, drawn = search.propose(index)
+        lr = parse_policy(text)(0)
+        told.append((index, drawn, math.inf if lr > 1e-2 else abs(math.log10(lr) + 3)))
+        search.learn(*told[-1])
+
+    assert sum(value == math.inf for _, _, value in told[20:]) < 6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

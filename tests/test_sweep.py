@@ -70,7 +70,7 @@ def test_a_sweep_records_each_trial_with_its_curve(two, database, tmp_path):
         assert len(record.curve["val_loss"]) == 20
         assert {"val_loss", "test_loss", "top1"} == set(record.metrics)
         assert record.seconds > 0
-    assert database.uids("test") == {r.uid for r in records}
+    assert database.uids() == {r.uid for r in records}
     assert not (tmp_path / "ray").exists()
 
 

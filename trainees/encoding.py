@@ -6,7 +6,6 @@ Shape legend: n sequences, t tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,17 +13,18 @@ from torch import Tensor
 
 from lrenv.errors import InputError
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.instructions import Pair, load_instructions
+from lrenv.trainees.instructions import Instructions, Pair
 from lrenv.trainees.language_model import load_tokenizer
 from lrenv.trainees.specs import IGNORED
 
 
-@lru_cache(maxsize=4)
-def instruction_dataset(name: str, model: str, max_length: int, all_tokens: bool) -> Dataset:
+def instruction_dataset(
+    data: Instructions, model: str, max_length: int, all_tokens: bool
+) -> Dataset:
     """Encode a set of instructions.
 
     Args:
-        name: A key of ``INSTRUCTIONS``, or a JSONL file.
+        data: The instructions.
         model: The language model whose tokenizer is used.
         max_length: Tokens of a sequence, at most.
         all_tokens: Whether the tokens of a prompt count in the loss.
@@ -32,7 +32,7 @@ def instruction_dataset(name: str, model: str, max_length: int, all_tokens: bool
     Raises:
         InputError: A split is empty, or no response of it fits.
     """
-    data, tokenizer = load_instructions(name), load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     parts: dict[str, Tensor] = {}
     for split in ("train", "val", "test"):
         pairs = getattr(data, split)

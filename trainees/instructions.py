@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import random
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -84,7 +85,11 @@ def load_instructions(name: str) -> Instructions:
 def _load(name: str, *_state: object) -> Instructions:
     if name in INSTRUCTIONS:
         return INSTRUCTIONS[name]()
-    return _split_groups(Path(name).name, read_pairs(Path(name)), f"the file {name}")
+    pairs = read_pairs(Path(name))
+    # Part of the name, by which results that are kept are told from those of other data.
+    digest = hashlib.sha256(repr(pairs).encode()).hexdigest()[:8]
+    data = _split_groups(Path(name).name, pairs, f"the file {name}")
+    return replace(data, name=f"{data.name} {digest}")
 
 
 def read_pairs(path: Path) -> list[Pair]:

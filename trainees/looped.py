@@ -30,6 +30,9 @@ class LoopedModel(StackedModel):
     ) -> None:
         seen: set[int] = set()
         self._spec, self._models = spec, []
+        self.seeds = [0] * len(models)
+        """What the runs' own random numbers are drawn from, as of dropout."""
+        self._step = 0
         for model in models:
             own = copy.deepcopy(model) if id(model) in seen else model
             seen.add(id(model))
@@ -48,10 +51,12 @@ class LoopedModel(StackedModel):
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute each run's gradients and return the losses, see :class:`StackedModel`."""
         losses = []
+        self._step += 1
         for grad in self.grads:
             grad.zero_()
         for run, model in enumerate(self._models):
-            with torch.enable_grad():
+            numbers = self._spec.random_numbers(self.seeds[run], self._step, y.device)
+            with torch.enable_grad(), numbers:
                 loss = self._spec.loss(model, x if x.ndim == 2 else x[run], y[run])
             loss.backward()
             losses.append(loss.detach())

@@ -16,7 +16,6 @@ from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import DataSpec, Task, load_data
 
-CLASSIC_EPOCHS = 100
 _PROJECTION_SEED = 0
 
 

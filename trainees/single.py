@@ -6,7 +6,6 @@ Shape legend: n batch size, c classes, m predictions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class SingleTrainee:
         index = self._order[self._step]
         self._step += 1
         self.optimizer.zero_grad()
-        with self._random_numbers():
+        with self.spec.random_numbers(self._seed, self._step, self._order.device):
             loss = self.spec.loss(self.model, self.dataset.x_train[index], self._labels[index])
         loss.backward()
         return loss.detach()[None]
@@ -146,14 +145,3 @@ class SingleTrainee:
             logits, labels = self.spec.predictions(self.model, x, y)
             self.model.train()
             yield logits[None], labels
-
-    @contextmanager
-    def _random_numbers(self) -> Iterator[None]:
-        """Draw a step's random numbers from the seed, so that a stopped run goes on exactly."""
-        if not self.spec.stochastic:
-            yield
-            return
-        devices = [self._order.device] if self._order.is_cuda else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed * 1_000_003 + self._step)
-            yield

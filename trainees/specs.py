@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -130,6 +131,16 @@ class RunSpec(ABC):
     def stochastic(self) -> bool:
         """Whether a step draws random numbers of its own, as dropout does."""
         return False
+
+    @contextmanager
+    def random_numbers(self, seed: int, step: int, device: torch.device) -> Iterator[None]:
+        """Draw a step's random numbers from a run's seed, so that a stopped one goes on exactly."""
+        if not self.stochastic:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed * 1_000_003 + step)
+            yield
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch, a scalar."""

@@ -9,18 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from lrenv.trainees.adapted import AdaptedDecoderSpec
-from lrenv.trainees.autoencoder import AutoencoderSpec
-from lrenv.trainees.changing import ChangingMLPSpec
-from lrenv.trainees.convnet import ConvNetSpec
 from lrenv.trainees.data import Dataset, load_dataset
-from lrenv.trainees.decoder import DecoderSpec
 from lrenv.trainees.encoding import instruction_dataset
-from lrenv.trainees.lora import LoRASpec
-from lrenv.trainees.mlp import MLPSpec
-from lrenv.trainees.regressor import RegressorSpec
-from lrenv.trainees.resnet import ResNet18Spec
-from lrenv.trainees.specs import OptimizerSpec, RunSpec
+from lrenv.trainees.instructions import Instructions, load_instructions
+from lrenv.trainees.specs import RunSpec
 from lrenv.trainees.synthetic import cluster_dataset, picture_dataset, teacher_dataset
 from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
 from lrenv.trainees.variants import (
@@ -80,37 +72,10 @@ class Task:
         """Return the task as JSON values."""
         return {"data": asdict(self.data), "spec": self.spec.to_json(), "seed": self.seed}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Task:
-        """Read what :meth:`to_json` returned."""
-        return cls(DataSpec(**data["data"]), _spec_from_json(data["spec"]), data["seed"])
-
     def key(self) -> str:
         """A hash that names the task in caches."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-_SPECS: dict[str, type[RunSpec]] = {
-    s.kind: s
-    for s in (
-        MLPSpec,
-        ChangingMLPSpec,
-        RegressorSpec,
-        ConvNetSpec,
-        DecoderSpec,
-        AdaptedDecoderSpec,
-        ResNet18Spec,
-        AutoencoderSpec,
-        LoRASpec,
-    )
-}
-
-
-def _spec_from_json(data: dict[str, Any]) -> RunSpec:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    kind, optimizer = values.pop("kind"), OptimizerSpec(**values.pop("optimizer"))
-    return _SPECS[kind](optimizer=optimizer, **values)
 
 
 _RENAMED = "renamed-"
@@ -128,9 +93,13 @@ _SYNTHETIC: dict[str, Callable[[DataSpec], Dataset]] = {
 }
 
 
-@lru_cache(maxsize=16)
 def load_data(spec: DataSpec) -> Dataset:
     """Load and transform the data set of a task."""
+    return _load_data(spec, load_instructions(spec.name) if spec.tokenizer else None)
+
+
+@lru_cache(maxsize=16)
+def _load_data(spec: DataSpec, instructions: Instructions | None) -> Dataset:
     if spec.name in _SYNTHETIC:
         data = _SYNTHETIC[spec.name](spec)
     elif spec.name in ("halves", "codes"):
@@ -144,8 +113,8 @@ def load_data(spec: DataSpec) -> Dataset:
         data = CHARACTER_TEXTS[spec.name](spec.context)
         if spec.cipher:
             data = encipher(data, spec.cipher, spec.seed)
-    elif spec.tokenizer:
-        data = instruction_dataset(spec.name, spec.tokenizer, spec.context, spec.all_tokens)
+    elif instructions:
+        data = instruction_dataset(instructions, spec.tokenizer, spec.context, spec.all_tokens)
     else:
         data = _of_a_loaded_set(spec)
     if spec.n_train:

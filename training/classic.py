@@ -38,7 +38,7 @@ from lrenv.training.runfolder import (
     write_state,
     write_tensors,
 )
-from lrenv.training.settings import ClassicSettings, check_seed
+from lrenv.training.settings import ClassicSettings, check_least, check_seed
 from lrenv.window import WINDOW
 
 TRAINEE = "mlp-mnist-classic"
@@ -60,8 +60,11 @@ def train_classic(settings: ClassicSettings) -> Path:
             be seeded with the seed.
     """
     check_seed(settings.seed)
+    check_least(settings, demonstrations=1, clone_steps=0, critic_steps=0, batch_size=2)
+    check_least(settings, n_envs=1, n_epochs=1, total_timesteps=0)
     folder = make_folder(settings.output / settings.expert)
-    check_settings(folder, settings, free={"output", "total_timesteps"})
+    data = _data_name()
+    check_settings(folder, settings, free={"output", "total_timesteps"}, data=data)
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     model = build_ppo(settings, folder)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lrenv.decisions import equal_steps
 from lrenv.policies.experts import TUNED_KINDS, schedule
 from lrenv.policies.frozen import FrozenPolicy
 from lrenv.trainees.base import Split
@@ -206,7 +207,7 @@ def _run_schedules(
     rates = torch.tensor([schedule(kind, total, top) for _, kind, top in plans])
     runs: list[tuple[Tensor, Tensor, _Scores]] = []
     for part in rates.split(task.spec.lockstep or len(rates)):
-        found = run_schedules(task, part, _watched(total))
+        found = run_schedules(task, part, equal_steps(total, VALIDATIONS))
         runs += zip(found.losses, found.watched, _scores(found.trainee), strict=True)
         del found  # The next ones need the memory.
     records = []
@@ -215,7 +216,7 @@ def _run_schedules(
         record = make_record(
             labels, search.reference, scores.finals, (losses, lrs), val_curve=vals.tolist()
         )
-        records.append(replace(record, val_steps=_watched(total), **scores.extras))
+        records.append(replace(record, val_steps=equal_steps(total, VALIDATIONS), **scores.extras))
     return records
 
 
@@ -246,7 +247,7 @@ def _train(
     these alone, not those of ours.
     """
     total = trainee.total_steps
-    watched = _watched(total) if watch else []
+    watched = equal_steps(total, VALIDATIONS) if watch else []
     losses, rates, vals, seconds = [], [], [], 0.0
     clock: tuple[list[int], list[float]] = ([], [])
     for step in range(1, total + 1):
@@ -269,11 +270,6 @@ def _train(
             clock[1].append(seconds)
     history = torch.cat(losses), torch.tensor(rates)
     return _Run(history, vals if watch else None, clock, seconds, goes_on)
-
-
-def _watched(total_steps: int) -> list[int]:
-    """Numbers of steps behind which the validation loss is taken; the last one is the end."""
-    return sorted({-(-total_steps * k // VALIDATIONS) for k in range(1, VALIDATIONS + 1)})
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,12 @@ def evaluate(settings: EvaluateSettings, further: Sequence[Part] = ()) -> Path:
     if settings.seeds < 1:
         raise InputError(f"Expected at least one seed, got {settings.seeds}; raise it.")
     for name in ("optimizers", "policies", "hints"):
-        if not getattr(settings, name):
+        if not (given := getattr(settings, name)):
             raise InputError(f"Expected some {name}, got none; name one.")
+        if len(set(given)) < len(given):
+            raise InputError(
+                f"Expected each of the {name} once, got {', '.join(map(str, given))}; name others."
+            )
     peaks = () if settings.peak is None else (settings.peak,)
     for name, rates in (("finite hints", settings.hints), ("a finite peak", peaks)):
         for rate in rates:

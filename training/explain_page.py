@@ -9,11 +9,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lrenv.errors import InputError
+from lrenv.errors import InputError, LrenvError
 from lrenv.explain import SIGNALS, attention, explain
 from lrenv.files import write_atomic
 from lrenv.policies.experts import cosine
 from lrenv.policies.frozen import FrozenPolicy, load_policy
+from lrenv.training.bench.monitor import is_finetune
 from lrenv.training.progress import console
 from lrenv.training.report_page import simple_page
 from lrenv.training.run_report import figure_html
@@ -58,7 +59,8 @@ def explain_run(settings: ExplainSettings) -> Path:
 def _read(folder: Path, named: str | None) -> _Run:
     try:
         log, path = folder / "decisions.jsonl", folder / "settings.json"
-        settings = json.loads(path.read_text()) if path.exists() or not log.exists() else {}
+        kept = json.loads(path.read_text()) if path.exists() or not log.exists() else {}
+        settings = kept if is_finetune(kept) else {}  # or of a job of the user's own
         if (method := settings.get("method", "learned")) != "learned":
             raise ValueError(f"one whose LR {method} set, not a policy")
         if not log.exists():
@@ -73,6 +75,8 @@ def _read(folder: Path, named: str | None) -> _Run:
         if decisions[0].get("policy_sha256", policy.card["sha256"]) != policy.card["sha256"]:
             raise ValueError(f"the log of another policy than {name!r}; name its card by --policy")
         return _Run(policy, decisions, int(decisions[-1]["total_steps"]))
+    except LrenvError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"Expected a run folder of lrenv finetune, or one with a decisions.jsonl, at {folder}, "

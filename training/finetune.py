@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from lrenv.decisions import equal_steps
 from lrenv.errors import InputError
 from lrenv.files import make_folder, write_atomic
 from lrenv.scheduler import LearnedLR
@@ -34,11 +33,11 @@ from lrenv.training.methods import (
     start_lr,
     start_method,
 )
-from lrenv.training.progress import ProgressLog, console, progress_bar
+from lrenv.training.progress import PROGRESS, ProgressLog, console, progress_bar
+from lrenv.training.report_page import number
 from lrenv.training.run_report import write_run_report
 from lrenv.training.runfolder import (
     check_settings,
-    read_json,
     read_state,
     write_json,
     write_state,
@@ -51,16 +50,6 @@ VALIDATIONS = 20
 
 CHECKPOINTS = 10
 """Checkpoints in a run, unless it is said how many."""
-
-PROGRESS = "progress.jsonl"
-"""What ``lrenv monitor`` follows: a line a start of the job, and a line an optimizer step."""
-
-
-@dataclass(frozen=True)
-class _Kept(FinetuneSettings):
-    """What a run folder belongs to: the settings, and a hash of the instructions."""
-
-    data_hash: str | None = None
 
 
 @dataclass
@@ -117,7 +106,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     label = f"{policy.name} policy" if policy else settings.method
     run = _Run(label, trainee, start_method(settings, policy, trainee))
     # Not before: a start that failed must not bind the folder.
-    _check_folder(folder, settings)
+    check_settings(folder, settings, free={"output", "checkpoint_every"}, data=data.name)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load_state_dict(read_state(checkpoint))
@@ -133,23 +122,6 @@ def finetune(settings: FinetuneSettings) -> Path:
         metrics = _finish(folder, run, settings, writer)
         progress.write(finished=True)
     return metrics
-
-
-def _check_folder(folder: Path, settings: FinetuneSettings) -> None:
-    """Bind a folder to settings and data; settings without a hash take any data."""
-    kept = _Kept(**vars(settings), data_hash=_data_hash(settings))
-    path = folder / "settings.json"
-    before = read_json(path) if path.exists() else asdict(kept)
-    free = {"output", "checkpoint_every"} | ({"data_hash"} - before.keys())
-    check_settings(folder, kept, free)
-
-
-def _data_hash(settings: FinetuneSettings) -> str | None:
-    if settings.trainee != "lora-llm":
-        return None
-    data = load_instructions(settings.llm.data)
-    text = json.dumps([data.train, data.val, data.test], default=vars)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _device(name: str | None) -> torch.device:
@@ -206,7 +178,7 @@ def _train(
     checkpoint: Path,
 ) -> None:
     trainee, method, (writer, progress) = run.trainee, run.method, logs
-    every = max(1, settings.total_steps // VALIDATIONS)
+    watched = equal_steps(settings.total_steps, VALIDATIONS)
     save_every = settings.checkpoint_every or max(1, settings.total_steps // CHECKPOINTS)
     with progress_bar() as bar:
         line = bar.add_task("Training", total=settings.total_steps, status="")
@@ -215,7 +187,7 @@ def _train(
             trainee.optimizer.step()
             run.losses.append(loss.cpu())
             val = None
-            if (step + 1) % every == 0:
+            if step + 1 in watched:
                 val = trainee.evaluate("val", trainee.spec.val_examples)[0]
                 run.vals[step] = float(val)
                 writer.add_scalar("losses/val", run.vals[step], step)
@@ -272,7 +244,8 @@ def _finish(folder: Path, run: _Run, settings: FinetuneSettings, writer: Summary
             writer.add_scalar(f"final/{name}", value, settings.total_steps)
     if isinstance(run.method, LearnedLR):
         run.method.save_decisions(folder / "decisions.jsonl")
-    write_json(folder / "metrics.json", metrics)
+    kept = {k: number(v) if isinstance(v, float) else v for k, v in metrics.items()}
+    write_json(folder / "metrics.json", kept)
     vals = {step + 1: val for step, val in run.vals.items()}
     curves = {"train": dict(enumerate(losses.tolist(), 1)), "validation": vals}
     report = write_run_report(

@@ -33,7 +33,7 @@ from lrenv.training.outcome_ppo import (
 from lrenv.training.parallel import Workers
 from lrenv.training.progress import console, progress_bar
 from lrenv.training.runfolder import check_settings
-from lrenv.training.settings import GeneralistSettings
+from lrenv.training.settings import GeneralistSettings, check_least
 
 EXPORT_NAME = "default"
 CUT = 1.35
@@ -57,10 +57,6 @@ def train_generalist(settings: GeneralistSettings) -> Path:
     """
     _check_counts(settings)
     training_task(0, settings.family)  # refuses one that is not there
-    folder = make_folder(settings.output)
-    check_settings(folder, settings, free=_PLACE | {"hours", "updates"})
-    torch.set_num_threads(1)
-    torch.manual_seed(settings.seed)
     start = load_policy(settings.start) if settings.start else None
     unknown = [start for start in settings.hidden if not columns_of(start)]
     if unknown:
@@ -68,15 +64,20 @@ def train_generalist(settings: GeneralistSettings) -> Path:
             f"Expected hidden features to begin like one of {', '.join(FEATURES)}; got "
             f"{', '.join(unknown)}."
         )
-    actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
-    held_out = [training_task(i, settings.family) for i in _MEASURING[: settings.held_out]]
     if settings.hours > 0:
         _check_short_tasks(settings)
+    demonstrated = list(demonstrated_tasks(settings).values()) if settings.rounds else []
+    held_out = [training_task(i, settings.family) for i in _MEASURING[: settings.held_out]]
+    folder = make_folder(settings.output)
+    free = _PLACE | {"hours", "updates"}
+    check_settings(folder, settings, free, start_sha256=start and start.card["sha256"])
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    actor = build_actor([name for name in FEATURES if not name.startswith(settings.hidden)])
     with (
         Workers(settings.workers, settings.ray_address) as workers,
         SummaryWriter(str(folder / "tensorboard")) as writer,
     ):
-        demonstrated = list(demonstrated_tasks(settings).values()) if settings.rounds else []
         search_all([*demonstrated, *held_out], workers)
         clone(folder, actor, settings, writer, workers, start)
         found: dict[str, Any] = {"start": summary(evaluate_actor(actor, held_out, workers))}
@@ -114,14 +115,12 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 
 
 def _check_counts(settings: GeneralistSettings) -> None:
-    least = {"held_out": 1, "selection": 1, "tasks": 1, "rounds": 0}
-    least |= {"group": 2, "groups_per_update": 1, "minibatch": 1, "epochs": 1}
-    least |= {"clone_batch": 1, "evaluate_every": 1, "seed": 0}
-    for name, bound in least.items():
-        if getattr(settings, name) < bound:
-            raise InputError(
-                f"Expected {name} of at least {bound}, got {getattr(settings, name)}; raise it."
-            )
+    check_least(
+        settings,
+        **{"held_out": 1, "selection": 1, "tasks": 1, "rounds": 0, "seed": 0},
+        **{"group": 2, "groups_per_update": 1, "minibatch": 1, "epochs": 1},
+        **{"clone_batch": 1, "evaluate_every": 1},
+    )
     most = {"held_out": len(_MEASURING), "selection": len(_SELECTING), "seed": _LAST_SEED}
     for name, bound in most.items():
         if getattr(settings, name) > bound:

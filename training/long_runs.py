@@ -141,6 +141,8 @@ def run_once(
             method.driver,
             method.peak,
             policy and policy.card["sha256"],
+            _device_name(settings.device),
+            torch.__version__,
         ]
     )
     path = settings.output / "runs" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"

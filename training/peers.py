@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from lrenv.adaptive import ALRScheduler, GeNLR, HiDLR, LCSensitivityLR, PairwiseLayers
 from lrenv.adaptive.groups import group_parameters
+from lrenv.decisions import equal_steps
 from lrenv.errors import InputError
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
@@ -88,12 +89,12 @@ def _plateau(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
     """torch's, on the validation loss at every fiftieth of the run."""
     _set_lr(trainee, peak * scale)
     scheduler = ReduceLROnPlateau(trainee.optimizer)
-    every, step = max(1, trainee.total_steps // _VALIDATIONS), 0
+    watched, step = equal_steps(trainee.total_steps, _VALIDATIONS), 0
 
     def after_step(_: Tensor) -> None:
         nonlocal step
         step += 1
-        if step % every == 0:
+        if step in watched:
             scheduler.step(float(trainee.evaluate("val", _VALIDATION_EXAMPLES)[0]))
 
     return PeerRun(after_step)

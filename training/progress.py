@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console()
+PROGRESS = "progress.jsonl"
+"""What ``lrenv monitor`` follows: a line a start of the job, and a line an optimizer step."""
 T = TypeVar("T")
 
 

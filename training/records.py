@@ -101,6 +101,8 @@ class RunRecord:
 
         None where validation losses were not taken.
         """
+        if self.total_steps and self.val_steps:  # a peer that diverged has few of them
+            return self._spent([step / self.total_steps for step in self.val_steps])
         n = len(self.val_curve or ())
         return self._spent([k / n for k in range(1, n + 1)])
 
@@ -229,7 +231,10 @@ def tuned_test_losses(records: Sequence[RunRecord]) -> dict[tuple[str, int], flo
 def _test_ratio(
     rows: Sequence[RunRecord], test_losses: Mapping[tuple[str, int], float]
 ) -> float | None:
-    """Geometric mean of final test losses over the tuned expert's; None where one lacks it."""
+    """Geometric mean of final test losses over the tuned expert's, each at most as if diverged.
+
+    None where a run or its expert lacks one.
+    """
     logs = []
     for row in rows:
         reference = test_losses.get((row.task, row.seed))
@@ -238,7 +243,8 @@ def _test_ratio(
         if row.diverged or row.test_loss is None:
             logs.append(DIVERGED)
         else:
-            logs.append(math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR)))
+            log = math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR))
+            logs.append(min(log, DIVERGED))
     return math.exp(_mean_of_tasks(_by_task_and_seed(rows, logs)))
 
 

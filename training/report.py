@@ -19,7 +19,7 @@ from rich.text import Text
 from lrenv.files import write_atomic
 from lrenv.training.metrics import NOTE
 from lrenv.training.report_curves import curve_plots
-from lrenv.training.report_page import PAGE, SCRIPT, STYLE, scroll_table, table_head
+from lrenv.training.report_page import PAGE, SCRIPT, STYLE, number, scroll_table, table_head
 from lrenv.training.report_plots import (
     ROW_HEIGHT,
     Row,
@@ -27,7 +27,6 @@ from lrenv.training.report_plots import (
     is_learned,
     is_reference,
     method_styles,
-    number,
     positive,
     profile_plot,
     ratio_plot,
@@ -240,8 +239,8 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 TEST_RATIO = (
-    "Test ratio: the geometric mean of final test losses over the tuned expert's; a diverged run "
-    "counts as e²."
+    "Test ratio: the geometric mean of final test losses over the tuned expert's; a run counts as "
+    "e² at most, and where it diverged."
 )
 SUMMARY_NOTE = (
     "Marked: the best of a column among the competitors; the references are there to compare with. "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from html import escape
 from string import Template
+from typing import Any
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -187,6 +189,13 @@ dark.addEventListener("change", draw);
 narrow.addEventListener("change", draw);
 draw();
 """
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a float, and ``None`` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def table_head(titles: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from lrenv.training.records import PROFILE_END
+from lrenv.training.report_page import number
 
 Row = Mapping[str, Any]
 Plot = dict[str, Any]
@@ -23,13 +24,6 @@ DASHES = ("solid", "7px,3px", "2px,3px", "9px,3px,2px,3px", "12px,4px")
 
 ROW_HEIGHT = 46
 """Height of a method's row in the ratio plot, in pixels."""
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number as a float, and ``None`` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def is_reference(method: str) -> bool:

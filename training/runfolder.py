@@ -68,21 +68,25 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_settings(folder: Path, settings: Any, free: Set[str]) -> None:
+def check_settings(folder: Path, settings: Any, free: Set[str], **further: object) -> None:
     """Write the settings of a run folder, or compare them with those there.
+
+    Call it when nothing else can be refused any more: it binds the folder.
 
     Args:
         folder: The run folder.
         settings: A dataclass of settings.
         free: Names of settings that may change between restarts.
+        **further: What else must not change, such as the name of the data, where it is known.
 
     Raises:
         InputError: The folder belongs to a run with other settings.
     """
-    now = json.loads(json.dumps(asdict(settings), default=str))
+    now = json.loads(json.dumps(asdict(settings) | further, default=str))
     path = folder / "settings.json"
     if path.exists():
         before = read_json(path)
+        free = free | (further.keys() - before.keys())
         changed = [k for k in now if k not in free and before.get(k) != now[k]]
         if changed:
             k = changed[0]

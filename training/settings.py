@@ -19,6 +19,13 @@ def check_seed(seed: int) -> None:
         raise InputError(f"Expected a seed from 0 to {_LAST_SEED}, got {seed}; name another.")
 
 
+def check_least(settings: object, **least: int) -> None:
+    """Raise :class:`InputError` if a setting is below the least value that is given by its name."""
+    for name, bound in least.items():
+        if (value := getattr(settings, name)) < bound:
+            raise InputError(f"Expected {name} of at least {bound}, got {value}; raise it.")
+
+
 @dataclass(frozen=True)
 class GeneralistSettings:
     """Train a general policy: tuned experts, cloning with recovery labels, PPO on the outcome.

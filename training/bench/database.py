@@ -95,12 +95,9 @@ class PolicyDatabase:
             added += self._in_session(insert, write=True)
         return added
 
-    def uids(self, sweep: str | None = None) -> set[str]:
-        """Names of all trials, or of those of a sweep."""
-        query = select(TrialRow.uid)
-        if sweep is not None:
-            query = query.where(TrialRow.sweep == sweep)
-        return self._in_session(lambda session: set(session.scalars(query)))
+    def uids(self) -> set[str]:
+        """Names of all trials."""
+        return self._in_session(lambda session: set(session.scalars(select(TrialRow.uid))))
 
     def trials(
         self,

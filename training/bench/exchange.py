@@ -57,7 +57,7 @@ def import_trials(database: PolicyDatabase, path: Path) -> tuple[int, int]:
             count += 1
             try:
                 yield record_from(kind.decode(item))
-            except (ValueError, RecursionError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 damaged.append((number, str(error)))
 
     new = database.add(sound())

@@ -22,11 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lrenv.errors import InputError
-from lrenv.training.bench.monitor_page import facts, number, write_page
+from lrenv.training.bench.monitor_page import facts, write_page
 from lrenv.training.bench.settings import MonitorSettings
-from lrenv.training.progress import console
+from lrenv.training.progress import PROGRESS, console
+from lrenv.training.report_page import number
 
-PROGRESS, DECISIONS = "progress.jsonl", "decisions.jsonl"
+DECISIONS = "decisions.jsonl"
 SETTINGS, METRICS = "settings.json", "metrics.json"
 PAGE = "monitor.html"
 
@@ -170,7 +171,7 @@ class RunReader:
         finished = log.finished
         if not log.started:  # by an earlier lrenv finetune, or a job of the user's own
             through = log.total is not None and log.done >= log.total
-            finished |= through or (bool(metrics) and _is_finetune(settings))
+            finished |= through or (bool(metrics) and is_finetune(settings))
         own = [row["decision"] for row in progress.rows if isinstance(row.get("decision"), dict)]
         return RunState(
             self._folder.resolve().name,
@@ -255,15 +256,16 @@ def _check(folder: Path) -> None:
     found = {path.name for path in folder.iterdir()} - {PAGE}
     if not found or found & {PROGRESS, DECISIONS}:
         return
-    if not _is_finetune(_read_object(folder / SETTINGS)):
+    if not is_finetune(_read_object(folder / SETTINGS)):
         raise InputError(
             f"Expected {PROGRESS}, {DECISIONS} or the settings of lrenv finetune in {folder}, got "
             f"none of them; {cure}"
         )
 
 
-def _is_finetune(settings: Mapping[str, Any]) -> bool:
-    return settings.keys() >= {"trainee", "policy", "total_steps"}
+def is_finetune(settings: object) -> bool:
+    """Whether settings are those of a run of ``lrenv finetune``."""
+    return isinstance(settings, dict) and settings.keys() >= {"trainee", "policy", "total_steps"}
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from lrenv.files import write_atomic
-from lrenv.training.report_page import scroll_table, simple_page, table_head
+from lrenv.training.report_page import number, scroll_table, simple_page, table_head
 
 if TYPE_CHECKING:
     from lrenv.training.bench.monitor import RunState
@@ -147,13 +147,6 @@ def thinned(points: Points) -> list[tuple[float, float]]:
     n = min(_POINTS, len(rows))
     parts = [rows[len(rows) * i // n : len(rows) * (i + 1) // n] for i in range(n)]
     return [(sum(s for s, _ in p) / len(p), sum(v for _, v in p) / len(p)) for p in parts]
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def facts(state: RunState, now: float) -> dict[str, str]:

@@ -47,8 +47,8 @@ class Search(Searcher):
         steps, seconds = (sum(getattr(r, k) or 0 for r in records) for k in ("steps", "seconds"))
         return (
             self._next >= self._sweep.max_trials
-            or steps >= (self._sweep.max_steps or math.inf)
-            or seconds >= (self._sweep.max_seconds or math.inf)
+            or _reached(steps, self._sweep.max_steps)
+            or _reached(seconds, self._sweep.max_seconds)
         )
 
     def catch_up(self) -> None:
@@ -118,8 +118,10 @@ class Search(Searcher):
         index = record.parameters["index"]
         if index >= 0:
             value = self._sweep.value(record)
-            good = record.status in ("done", "stopped") and math.isfinite(value)
-            self._proposals.learn(index, record.parameters["drawn"], value if good else None)
+            if record.status == "diverged" or math.isnan(value):
+                value = math.inf
+            failed = record.status == "failed"
+            self._proposals.learn(index, record.parameters["drawn"], None if failed else value)
 
     def _show(self) -> None:
         best = self._sweep.best(self.records)
@@ -191,3 +193,7 @@ def recorded(sweep: Sweep, database: PolicyDatabase) -> list[TrialRecord]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _reached(spent: float, most: float | None) -> bool:
+    return most is not None and spent >= most

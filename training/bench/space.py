@@ -163,7 +163,10 @@ class Proposals(Protocol):
         """The policy of trial ``index`` in LRBench's notation and its draws; None at the end."""
 
     def learn(self, index: int, parameters: Mapping[str, Any], value: float | None) -> None:
-        """Take in the outcome of a trial, the lower the better; None where it failed."""
+        """Take in the outcome of a trial, the lower the better.
+
+        It is infinite where the trial diverged, and None where it failed.
+        """
 
 
 class GridProposals:

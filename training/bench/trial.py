@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrenv.decisions import equal_steps
 from lrenv.errors import InputError
 from lrenv.policies.lrbench import parse_policy
 from lrenv.scheduler import LearnedLR
@@ -81,11 +82,17 @@ class Trial:
             )
         return self._schedule(step)
 
-    def learned(self, optimizer: Optimizer) -> LearnedLR | None:
-        """The scheduler of an optimizer under the learned policy; None under one of LRBench's."""
+    def learned(self, optimizer: Optimizer, **settings: Any) -> LearnedLR | None:
+        """The scheduler of an optimizer under the learned policy; None under one of LRBench's.
+
+        Args:
+            optimizer: The optimizer.
+            **settings: Of :class:`lrenv.LearnedLR`, such as ``steps_per_epoch``.
+        """
         if self._schedule is not None:
             return None
-        return LearnedLR(optimizer, self.total_steps, self.policy.removeprefix(LEARNED))
+        policy = self.policy.removeprefix(LEARNED)
+        return LearnedLR(optimizer, self.total_steps, policy, **settings)
 
     def report(
         self,
@@ -163,7 +170,7 @@ class TrainTrainee:
     def _train(
         self, trial: Trial, trainee: SingleTrainee, learned: LearnedLR | None, done: int
     ) -> None:
-        reports = {-(-trial.total_steps * k // REPORTS) for k in range(1, REPORTS + 1)}
+        reports = equal_steps(trial.total_steps, REPORTS)
         losses: list[torch.Tensor] = []
         for step in range(done, trial.total_steps):
             loss = trainee.backward()

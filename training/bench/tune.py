@@ -29,7 +29,7 @@ from lrenv.training.bench.sweep_page import write_sweep_page
 from lrenv.training.bench.trial import TrainTrainee, Trial
 from lrenv.training.progress import console
 from lrenv.training.runfolder import check_settings, read_json, write_json
-from lrenv.training.settings import check_seed
+from lrenv.training.settings import check_least, check_seed
 
 _FREE = {"output", "database", "workers", "ray_address", "resume", "trials", "max_steps"}
 _FREE |= {"max_seconds"}
@@ -53,6 +53,7 @@ def tune(settings: TuneSettings) -> list[TrialRecord]:
         settings = replace(settings, learned=_from_root(settings.learned))
     train, sweep = _job(settings)
     space = _space(settings)
+    proposals(space, settings.search, settings.points, settings.seed)  # refuses what cannot be
     folder = make_folder(settings.output)
     check_settings(folder, settings, free=_FREE)
     written = folder / "sweep.json"
@@ -97,7 +98,9 @@ def _started_with(settings: TuneSettings) -> TuneSettings:
             "start one without --resume."
         )
     kept = read_json(path)
-    known = {field.name for field in fields(TuneSettings)} - {"output", "resume"}
+    # What may change and was named with --resume is as it was named.
+    named = {f.name for f in fields(settings) if getattr(settings, f.name) != f.default} & _FREE
+    known = {field.name for field in fields(settings)} - {"output", "resume"} - named
     values: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in kept.items() if k in known
     }
@@ -105,9 +108,10 @@ def _started_with(settings: TuneSettings) -> TuneSettings:
 
 
 def _check(settings: TuneSettings) -> None:
-    for name in ("trials", "total_steps", "workers"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"Expected {name} of at least 1, got {getattr(settings, name)}.")
+    check_least(settings, trials=1, total_steps=1, workers=1)
+    for name in ("max_steps", "max_seconds"):
+        if (value := getattr(settings, name)) is not None and not value > 0:
+            raise InputError(f"Expected {name} above 0, got {value}; leave it out for no limit.")
     check_seed(settings.seed)
     if (settings.mode == "cost") != (settings.target is not None):
         raise InputError(
