@@ -12,6 +12,10 @@ IDLE = (
     "Expected optimizer.step() ahead of scheduler.step(), got {steps} steps of the scheduler and "
     "none of its optimizer; the LR stays where it is."
 )
+FOREIGN = (
+    "Expected the LR {own:.3g} that this scheduler set, got {lr:.3g}: something else sets it too, "
+    "such as another scheduler or a line of the loop. Take that out."
+)
 OVERRUN = (
     "Expected {steps} optimizer steps, got more; the LR stays where it is. Pass the length of the "
     "whole run as total_steps, or change it by set_total_steps()."

@@ -65,7 +65,7 @@ class LossReports:
         if self._last is None:
             warnings.warn(
                 "Expected a training loss, got none: the policy decides without it. Call "
-                "scheduler.step(loss) after every optimizer step.",
+                "scheduler.step(loss) after every optimizer step, not after every epoch.",
                 stacklevel=4,
             )
             self._last = torch.full_like(self._like, _UNKNOWN_LOSS)

@@ -124,6 +124,9 @@ def range_test(
         InputError: A setting cannot be used, there are no batches, or no LR trains the model.
     """
     _check_kinds(mode, loss, validation)
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        got = f"a {type(model).__name__} and a {type(optimizer).__name__}"
+        raise InputError(f"Expected a model and its optimizer, got {got}.")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError("Expected an optimizer that steps without a closure, got LBFGS.")
     if steps is None:
@@ -348,7 +351,7 @@ def _to(batch: Any, device: torch.device) -> Any:
 def _check_kinds(mode: str, loss: object, validation: object) -> None:
     if mode not in ("sweep", "grid"):
         raise InputError(f"Expected the mode sweep or grid, got {mode!r}.")
-    if loss is not None and not callable(loss):
+    if loss is not None and (isinstance(loss, nn.Module) or not callable(loss)):
         raise InputError(f"Expected loss to be a function of model and batch, got {loss!r}.")
     if validation is not None and mode == "sweep":
         raise InputError("Expected validation with the mode grid alone, got sweep; leave it out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrenv import processes
 from lrenv.adaptive.lc import LCSensitivityLR
-from lrenv.advice import CUT, IDLE, LAST, NEGATIVE, OVERRUN, SHORT, Advice
+from lrenv.advice import CUT, FOREIGN, IDLE, LAST, NEGATIVE, OVERRUN, SHORT, Advice
 from lrenv.controller import Controller, Decision
 from lrenv.decision_log import log_entry, save_log
 from lrenv.decisions import check_total_steps, trial_steps
@@ -140,20 +141,20 @@ class LearnedLR(LRScheduler):
         ]
 
     def step(
-        self, metrics: Tensor | float | None = None, *, val_loss: Tensor | float | None = None
+        self, loss: Tensor | float | None = None, *, val_loss: Tensor | float | None = None
     ) -> None:
         """Report the optimizer step just taken; sets the LR of the next one.
 
         Args:
-            metrics: Training loss, a scalar of at least 0. Of several since the last optimizer step
+            loss: Training loss, a scalar of at least 0. Of several since the last optimizer step
                 the mean of the finite ones counts, as under gradient accumulation; if there is
                 none, the last one.
             val_loss: Validation loss, a scalar, whenever the job has computed one.
         """
         self._step_count += 1
         # accelerate calls this once a process, with one and the same loss
-        again = self._reports.is_again(metrics) and not self._unreported
-        self.report(None if again else metrics, val_loss=val_loss)
+        again = self._reports.is_again(loss) and not self._unreported
+        self.report(None if again else loss, val_loss=val_loss)
         if self._unreported:
             self._advance()
         elif self._step_count == 1:
@@ -173,6 +174,11 @@ class LearnedLR(LRScheduler):
         """
         if not self._waiting:
             self._reports.add(loss, val_loss)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Length of the run in optimizer steps; None while it has no end."""
+        return None if self._open else self.controller.plan.total_steps
 
     @property
     def multipliers(self) -> list[float] | None:
@@ -317,6 +323,8 @@ class LearnedLR(LRScheduler):
             self._apply()
         if self._rollback:
             self._rollback.admit()
+        if self.controller.measuring:
+            self._check_lrs()
         self._reports.set_closure(loss)
         if self.controller.measuring:
             if self._reader.choose():
@@ -330,6 +338,13 @@ class LearnedLR(LRScheduler):
         if self.controller.measuring:
             self.controller.after_update(self._reader.parameters())
         self._unreported = True
+
+    def _check_lrs(self) -> None:
+        """Tell a job whose LRs are not ours; those in tensors are not read, to wait for no GPU."""
+        for group, own in zip(self.optimizer.param_groups, self._last_lr, strict=False):
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) and not math.isclose(lr, float(own), rel_tol=1e-5):
+                self._advice.give(FOREIGN, 3, lr=float(lr), own=float(own))
 
     @property
     def _waiting(self) -> bool:

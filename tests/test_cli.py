@@ -107,7 +107,7 @@ def test_a_command_without_its_packages_names_the_extra() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "lrenv: Expected the package optuna, got no such module; install it: pip install "
-        '"lrenv[ray]".\n'
+        '-e ".[ray]" in the checkout of lrenv.\n'
     )
 
 

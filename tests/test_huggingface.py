@@ -150,6 +150,8 @@ def test_another_scheduler_is_refused(tmp_path: Path) -> None:
 
 def test_bad_arguments_are_refused_ahead_of_the_training(tmp_path: Path) -> None:
     trainer = hf_trainer(tmp_path)
+    with pytest.raises(TypeError, match="total_steps"):
+        use_learned_lr(trainer, total_steps=100)
     with pytest.raises(TypeError, match="foo"):
         use_learned_lr(trainer, foo=1)
     with pytest.raises(InputError, match="steps_per_epoch to be a positive number"):

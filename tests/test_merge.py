@@ -96,6 +96,11 @@ def test_one_name_for_two_things_is_refused(
         merge([of(one), of(two)])
 
 
+def test_nothing_to_join_is_refused():
+    with pytest.raises(InputError, match="of at least one evaluation, got none"):
+        merge([])
+
+
 def test_results_may_not_say_what_they_are_of():
     assert len(rows(of({"total_steps": 40, "data": "digits"}), of({"seed": 1}))) == 2
 

@@ -174,7 +174,11 @@ def test_what_the_optimizer_and_the_loaders_have_beside_the_model_comes_back():
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused():
-    model, _, loader = small_job()
+    model, optimizer, loader = small_job()
+    with pytest.raises(InputError, match="a model and its optimizer, got a AdamW and a Sequential"):
+        range_test(optimizer, model, loader)
+    with pytest.raises(InputError, match="a function of model and batch, got MSELoss"):
+        range_test(model, optimizer, loader, nn.MSELoss())
     with pytest.raises(InputError, match="steps without a closure, got LBFGS"):
         range_test(model, torch.optim.LBFGS(model.parameters()), loader)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lrenv.training.records import (
+    MATCHED,
     TUNED,
     RunRecord,
     bootstrap_interval,
@@ -35,6 +36,12 @@ def test_summary_by_hand() -> None:
     assert row["wins"] == pytest.approx(1 / 3)
     assert row["diverged"] == 0
     assert row["val_loss"] == pytest.approx(0.5 * 5.5 / 3)
+
+
+def test_one_run_has_no_interval_and_a_matched_constant_cost_one() -> None:
+    row = summarise(f"{MATCHED}: learned", [record(1.2)])
+    assert (row["low"], row["high"], row["tuning_runs"]) == (None, None, 1)
+    assert summarise("learned", [record(1.2), record(1.1)])["low"] is not None
 
 
 def test_a_diverged_run_counts_as_infinite() -> None:

@@ -106,6 +106,30 @@ def test_tensor_lr_is_updated_in_place(policy: FrozenPolicy) -> None:
     assert float(held) == pytest.approx(scheduler.decisions[-1]["lr"])
 
 
+def test_another_hand_on_the_lr_is_told_of_once(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy)
+    train(model, optimizer, scheduler, range(20))
+
+    def overrule() -> None:
+        for _ in range(30):
+            optimizer.param_groups[0]["lr"] = 0.5
+            train(model, optimizer, scheduler, [0])
+
+    with pytest.warns(UserWarning, match=r"set, got 0\.5: something else sets it too") as told:
+        overrule()
+    assert len(told) == 1
+
+
+def test_the_length_and_the_loss_have_names(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy, None)
+    optimizer_steps(model, optimizer)
+    scheduler.step(loss=1.0)
+    assert scheduler.controller.observer.window.loss.tolist() == [[1.0]]
+    assert scheduler.total_steps is None
+    scheduler.set_total_steps(70)
+    assert scheduler.total_steps == 70
+
+
 def test_a_log_of_tensor_lrs_holds_each_of_them(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     optimizer.param_groups[0]["lr"] = torch.tensor(1e-3)

@@ -262,7 +262,9 @@ def babyai_pairs(seeds: Sequence[int]) -> list[Pair]:
         import gymnasium
         from minigrid.utils.baby_ai_bot import BabyAIBot
     except ImportError as error:
-        raise ResourceError(f'Expected minigrid, got: {error}; pip install "lrenv[llm]".') from None
+        raise ResourceError(
+            f'Expected minigrid, got: {error}; pip install -e ".[llm]" in the checkout of lrenv.'
+        ) from None
     # Levels print what they reject.
     with contextlib.redirect_stdout(io.StringIO()):
         envs = [gymnasium.make(level).unwrapped for level in _LEVELS]

@@ -90,7 +90,8 @@ def import_llm(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ResourceError(
-            f'Expected the library {name}, got: {error}; install it: pip install "lrenv[llm]".'
+            f"Expected the library {name}, got: {error}; install it: "
+            'pip install -e ".[llm]" in the checkout of lrenv.'
         ) from None
 
 

@@ -19,7 +19,7 @@ try:
 except ImportError:
     raise SystemExit(
         "lrenv: Expected the packages of the command line, got no tyro; install them: "
-        'pip install "lrenv[train]".'
+        'pip install -e ".[train]" in the checkout of lrenv.'
     ) from None
 
 from lrenv.errors import InputError, LrenvError
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        cure = f'pip install "lrenv[{_EXTRAS[package]}]"'
+        cure = f'pip install -e ".[{_EXTRAS[package]}]" in the checkout of lrenv'
         _fail(f"Expected the package {package}, got no such module; install it: {cure}.", 2)
     except (LrenvError, OSError) as error:
         _fail(str(error), 1)

@@ -38,6 +38,8 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         InputError: Tasks, policies or experts of one name are not the same.
     """
+    if not parts:
+        raise InputError("Expected the results of at least one evaluation, got none; name some.")
     records = [record for part in parts for record in _named(part)]
     _check_names(records)
     runs: dict[tuple[Any, ...], RunRecord] = {}

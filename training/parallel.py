@@ -158,7 +158,7 @@ def _import_ray() -> Any:
     except ImportError:
         raise InputError(
             "Expected Ray for more than one worker, got no such module; "
-            'install it: pip install "lrenv[ray]".'
+            'install it: pip install -e ".[ray]" in the checkout of lrenv.'
         ) from None
     return ray
 

@@ -81,7 +81,7 @@ class Peer:
         except ImportError as error:
             raise InputError(
                 f"Expected {self.package} for the peer {self.label}, got: {error}; install it: "
-                'pip install "lrenv[peers]".'
+                'pip install -e ".[peers]" in the checkout of lrenv.'
             ) from None
 
 

@@ -202,8 +202,8 @@ def summarise(
         "tuning_runs": _tuning_runs(method),
         "median_ratio": _finite(float(ratios.quantile(0.5))),
         "geometric_mean_ratio": _finite(math.exp(_mean_of_tasks(by_task))),
-        "low": _finite(low),
-        "high": _finite(high),
+        "low": _finite(low) if len(rows) > 1 else None,
+        "high": _finite(high) if len(rows) > 1 else None,
         "worst_ratio": _finite(float(ratios.max())),
         "test_ratio": _test_ratio(rows, test_losses or {}),
         "wins": float((ratios < 1.0 - _ROUNDING).double().mean()),
@@ -268,6 +268,8 @@ def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:
 def _tuning_runs(method: str) -> int:
     if method in (TUNED, OTHER_SEED):
         return len(TUNED_KINDS) * N_PEAKS
+    if method.startswith(MATCHED):
+        return 1  # whose mean LR it takes
     return len(SCALES) if method.endswith(", tuned") else 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from lrenv.errors import InputError
 from lrenv.trainees.registry import build_task
@@ -46,7 +46,16 @@ def list_trials(settings: DatabaseListSettings) -> list[TrialRecord]:
     _check(settings)
     with _existing(settings.database) as database:
         counts, trials = database.counts(), _chosen(database, settings)
-    table = Table("created", "sweep", "task", "policy", "seed", "status", "steps", "val_loss")
+    table = Table(
+        "created",
+        "sweep",
+        "task",
+        Column("policy", overflow="fold"),
+        "seed",
+        "status",
+        "steps",
+        "val_loss",
+    )
     for trial in trials:
         created, loss = trial.created[:19].replace("T", " "), trial.metrics.get("val_loss")
         names = (trial.sweep, trial.task, trial.policy)
@@ -89,7 +98,9 @@ def query_policies(settings: DatabaseQuerySettings) -> list[Suggestion]:
     task = build_task(settings.trainee, settings.total_steps, optimizer)
     with _existing(settings.database) as database:
         found = database.similar(task_features(task), settings.n)
-    table = Table("distance", "task", "trials", "kind", "policy", "val_loss")
+    table = Table(
+        "distance", "task", "trials", "kind", Column("policy", overflow="fold"), "val_loss"
+    )
     for item in found:
         table.add_row(
             f"{item.distance:.2f}",

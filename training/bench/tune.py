@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 import lrenv
 from lrenv.errors import InputError
@@ -222,7 +222,7 @@ def _show(sweep: Sweep, records: Sequence[TrialRecord]) -> None:
         )
     if counts["failed"]:
         console.print(f"Failed first{_first_failure(records)}.", markup=False)
-    table = Table("trial", "policy", "validation loss", "steps", "seconds")
+    table = Table("trial", Column("policy", overflow="fold"), "validation loss", "steps", "seconds")
     done = sorted((r for r in records if r.status == "done"), key=sweep.value)
     for record in done[:10]:
         table.add_row(
