@@ -22,6 +22,7 @@ from lrenv.training.settings import GeneralistSettings
 from lrenv.traits import OptimizerTraits
 
 SETTINGS = GeneralistSettings(
+    family="balanced",
     longest_demonstration=5000,
     tasks=21,
     group=4,
