@@ -66,7 +66,6 @@ def use_learned_lr(
             "Expected a trainer without a learned LR, got one with it; call this once."
         )
     loaded = policy if isinstance(policy, FrozenPolicy) else load_policy(policy)
-    # the trainer's own are not to be given
     signature(LearnedLR).bind_partial(host.optimizer, None, loaded, **kwargs)
     check_steps_per_epoch(kwargs.get("steps_per_epoch"))
     make_loader, per_epoch = host.get_train_dataloader, None

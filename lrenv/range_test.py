@@ -123,12 +123,8 @@ def range_test(
     Raises:
         InputError: A setting cannot be used, there are no batches, or no LR trains the model.
     """
+    _check_trainee(model, optimizer)
     _check_kinds(mode, loss, validation)
-    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
-        got = f"a {type(model).__name__} and a {type(optimizer).__name__}"
-        raise InputError(f"Expected a model and its optimizer, got {got}.")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("Expected an optimizer that steps without a closure, got LBFGS.")
     if steps is None:
         short = mode == "grid" and validation is None
         steps = GRID_STEPS if short else VALIDATED_STEPS
@@ -346,6 +342,14 @@ def _to(batch: Any, device: torch.device) -> Any:
         items = [_to(value, device) for value in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch
+
+
+def _check_trainee(model: object, optimizer: object) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        got = f"a {type(model).__name__} and a {type(optimizer).__name__}"
+        raise InputError(f"Expected a model and its optimizer, got {got}.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("Expected an optimizer that steps without a closure, got LBFGS.")
 
 
 def _check_kinds(mode: str, loss: object, validation: object) -> None:
