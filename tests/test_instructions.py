@@ -141,7 +141,7 @@ def test_missions_of_a_bot_at_a_loss_are_left_out(monkeypatch):
 
 def test_babyai_without_minigrid(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid.utils.baby_ai_bot", None)
-    with pytest.raises(ResourceError, match=r'Expected minigrid, got: .*install "lrenv\[llm\]"'):
+    with pytest.raises(ResourceError, match=r'Expected minigrid, got: .*install -e "\.\[llm\]"'):
         babyai_pairs([0])
 
 

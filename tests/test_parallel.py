@@ -180,7 +180,7 @@ def test_a_worker_with_other_data_is_refused(tiny_task):
 def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
 
-    with pytest.raises(InputError, match=r'pip install "lrenv\[ray\]"'), Workers(2):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[ray\]"'), Workers(2):
         pass
 
 
