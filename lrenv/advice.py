@@ -29,10 +29,7 @@ CUT = (
     "rollback=model a run comes back to its last good ones."
 )
 
-LAST = (
-    "In the last interval the loss was not finite or exploded: the weights {kept}. With "
-    "rollback=model a run ends with its last good ones."
-)
+LAST = "In the last interval the loss was not finite or exploded: the weights {outcome}."
 
 
 class Advice:

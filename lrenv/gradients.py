@@ -79,6 +79,13 @@ def _as_runs(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [(torch.view_as_real(t) if t.is_complex() else t)[None] for t in whole]
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision as single, complex numbers as pairs, and any other tensor as it is."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor
+
+
 def dense(tensor: Tensor) -> Tensor:
     """A sparse tensor as a dense one, and any other as it is."""
     return tensor.to_dense() if tensor.is_sparse else tensor

@@ -176,11 +176,6 @@ class LearnedLR(LRScheduler):
             self._reports.add(loss, val_loss)
 
     @property
-    def total_steps(self) -> int | None:
-        """Length of the run in optimizer steps; None while it has no end."""
-        return None if self._open else self.controller.plan.total_steps
-
-    @property
     def multipliers(self) -> list[float] | None:
         """LC's multipliers of the LR at the last optimizer step, one a tensor; None without LC."""
         return list(self._layerwise.multipliers) if self._layerwise else None
@@ -341,7 +336,9 @@ class LearnedLR(LRScheduler):
 
     def _check_lrs(self) -> None:
         """Tell a job whose LRs are not ours; those in tensors are not read, to wait for no GPU."""
-        for group, own in zip(self.optimizer.param_groups, self._last_lr, strict=False):
+        if len(self._last_lr) != len(self.optimizer.param_groups):  # LC splits one that was added
+            return
+        for group, own in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             lr = group["lr"]
             if not isinstance(lr, Tensor) and not math.isclose(lr, float(own), rel_tol=1e-5):
                 self._advice.give(FOREIGN, 3, lr=float(lr), own=float(own))
@@ -372,7 +369,8 @@ class LearnedLR(LRScheduler):
                 processes.share(controller.lr)
                 self._log(decision, rolled_back)
             elif controller.done and bool(controller.unfit):
-                self._advice.give(LAST, 2, kept="come back" if rolled_back else "stay as they are")
+                kept = "stay as they are; with rollback=model a run ends with its last good ones"
+                self._advice.give(LAST, 2, outcome="come back" if rolled_back else kept)
             self._apply()
         self.last_epoch = controller.step
 

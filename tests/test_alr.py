@@ -96,6 +96,15 @@ def test_norms_of_half_precision_do_not_overflow() -> None:
     assert scheduler.averages[0] == pytest.approx(0.9 + 0.1 * 1000**0.5 * 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.double, torch.complex64])
+def test_other_types_have_norms_too(dtype: torch.dtype) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2, dtype=dtype))], lr=1.0)
+    scheduler = ALRScheduler(optimizer)
+    optimizer.param_groups[0]["params"][0].grad = torch.tensor([3.0, 4.0], dtype=dtype)
+    optimizer.step()
+    assert scheduler.averages[0] == pytest.approx(0.9 + 0.5)
+
+
 def test_a_state_is_a_copy_and_no_other_s() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = ALRScheduler(optimizer)

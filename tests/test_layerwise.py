@@ -53,6 +53,18 @@ def test_lc_multiplies_what_was_decided_within_the_step(policy: FrozenPolicy) ->
     assert optimizer.param_groups[4]["initial_lr"] == 0.1
 
 
+def test_groups_that_lc_splits_are_no_second_hand(policy: FrozenPolicy, recwarn) -> None:
+    for added_at in range(20, 30):
+        model, optimizer = small_job()
+        scheduler = LearnedLR(optimizer, 60, policy, layerwise="lc")
+        train(model, optimizer, scheduler, range(added_at))
+        for lr in (0.1, 0.01):
+            params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+            optimizer.add_param_group({"params": params, "lr": lr})
+        train(model, optimizer, scheduler, range(added_at, 60))
+    assert not [w for w in recwarn if "something else sets" in str(w.message)]
+
+
 def test_a_copy_keeps_lc(policy: FrozenPolicy) -> None:
     job = (*small_job(),)
     original = (*job, LearnedLR(job[1], STEPS, policy, layerwise="lc"))

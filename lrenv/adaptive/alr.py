@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lrenv import processes
 from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
-from lrenv.gradients import dense
+from lrenv.gradients import dense, widened
 from lrenv.hooks import listen, set_lr
 
 _EMA = 0.9
@@ -105,7 +105,5 @@ class ALRScheduler(WithinStep):
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(
-        tensor, dtype=torch.float32
-    )  # squares of halves are inf
+    norm: Tensor = torch.linalg.vector_norm(widened(tensor))  # squares of halves overflow
     return norm

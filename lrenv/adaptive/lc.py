@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lrenv.adaptive.within_step import WithinStep
 from lrenv.errors import InputError
-from lrenv.gradients import dense
+from lrenv.gradients import dense, widened
 from lrenv.hooks import listen, set_lr, split_groups
 from lrenv.statistics import lc_bound, lc_nuclear
 
@@ -120,7 +120,8 @@ class LCSensitivityLR(WithinStep):
         if self.form != "curvature":
             estimate = _FORMS[self.form]
             return {
-                k: float(estimate(params[k].detach().float(), g.float())) for k, g in grads.items()
+                k: float(estimate(widened(params[k].detach()), widened(g)))
+                for k, g in grads.items()
             }
         last = self._secant or [None] * len(params)
         if self.interval == 1:
