@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-import lrenv.registration  # noqa: F401 - whichever was imported first, lrenv or gymnasium
+import lrenv.registration  # noqa: F401 - names the environments
 from lrenv.classic_observation import CLASSIC_CLIP
 from lrenv.controller import Controller, Preset
 from lrenv.decisions import MAX_DECISIONS

@@ -312,7 +312,7 @@ def _suggest(
 def _restored(model: nn.Module, optimizer: Optimizer, *loaders: Any) -> Iterator[None]:
     """Bring everything back that training changes, also after an exception."""
     saved = Snapshot(model, optimizer)
-    params = [*model.parameters(), *parameters_of(optimizer)]
+    params = dict.fromkeys([*model.parameters(), *parameters_of(optimizer)])
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in params]
     with same_modes_and_random_numbers(model, *loaders), silenced(optimizer):
         try:

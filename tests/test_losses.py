@@ -48,6 +48,15 @@ def test_losses_may_be_reported_apart(policy: FrozenPolicy) -> None:
     assert lrs[0] == lrs[1]
 
 
+def test_the_loss_has_a_name_and_the_length_none(policy: FrozenPolicy) -> None:
+    model, optimizer, scheduler = scheduled(policy, None)
+    optimizer_steps(model, optimizer)
+    scheduler.step(loss=1.0)
+    assert scheduler.controller.observer.window.loss.tolist() == [[1.0]]
+    # accelerate would take it for OneCycleLR, and not step beyond
+    assert not hasattr(scheduler, "total_steps")
+
+
 def test_a_job_without_losses_is_warned_once(policy: FrozenPolicy) -> None:
     model, optimizer, scheduler = scheduled(policy)
     optimizer_steps(model, optimizer)

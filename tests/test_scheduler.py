@@ -120,15 +120,6 @@ def test_another_hand_on_the_lr_is_told_of_once(policy: FrozenPolicy) -> None:
     assert len(told) == 1
 
 
-def test_the_loss_has_a_name_and_the_length_none(policy: FrozenPolicy) -> None:
-    model, optimizer, scheduler = scheduled(policy, None)
-    optimizer_steps(model, optimizer)
-    scheduler.step(loss=1.0)
-    assert scheduler.controller.observer.window.loss.tolist() == [[1.0]]
-    # accelerate would take it for OneCycleLR, and not step beyond
-    assert not hasattr(scheduler, "total_steps")
-
-
 def test_a_log_of_tensor_lrs_holds_each_of_them(policy: FrozenPolicy) -> None:
     model, optimizer = small_job()
     optimizer.param_groups[0]["lr"] = torch.tensor(1e-3)

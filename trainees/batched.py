@@ -13,7 +13,6 @@ from torch import Tensor
 from lrenv.errors import InputError
 from lrenv.trainees.base import Split
 from lrenv.trainees.data import Dataset
-from lrenv.trainees.looped import LoopedModel
 from lrenv.trainees.specs import (
     RunSpec,
     initial_model,
@@ -56,8 +55,7 @@ class BatchedTrainee:
         }
         models = [draws[seed, spec.init_scale] for spec, seed in zip(specs, seeds, strict=True)]
         self._model = self.spec.stack(models, dtype, self._device)
-        if isinstance(self._model, LoopedModel):
-            self._model.seeds = list(seeds)
+        self._model.seeds = seeds
         self._optimizer = StackedOptimizer(specs, self._model.params)
         self._load_data(specs, seeds)
         self._parts = [(slice(None), self._model)]

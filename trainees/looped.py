@@ -30,8 +30,6 @@ class LoopedModel(StackedModel):
     ) -> None:
         seen: set[int] = set()
         self._spec, self._models = spec, []
-        self.seeds = [0] * len(models)
-        """What the runs' own random numbers are drawn from, as of dropout."""
         self._step = 0
         for model in models:
             own = copy.deepcopy(model) if id(model) in seen else model

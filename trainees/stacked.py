@@ -25,6 +25,8 @@ class StackedModel(ABC):
 
     pass_size: ClassVar[int] = 8192
     """Examples of all runs that are evaluated in one pass, for the sake of memory."""
+    seeds: Sequence[int] = ()
+    """One a run, which its own random numbers are drawn from, as of dropout."""
 
     def __init__(
         self, models: Sequence[nn.Module], dtype: torch.dtype, device: torch.device

@@ -117,9 +117,17 @@ def _check_short_tasks(settings: GeneralistSettings) -> None:
 def _check_counts(settings: GeneralistSettings) -> None:
     check_least(
         settings,
-        **{"held_out": 1, "selection": 1, "tasks": 1, "rounds": 0, "seed": 0},
-        **{"group": 2, "groups_per_update": 1, "minibatch": 1, "epochs": 1},
-        **{"clone_batch": 1, "evaluate_every": 1},
+        held_out=1,
+        selection=1,
+        tasks=1,
+        rounds=0,
+        seed=0,
+        group=2,
+        groups_per_update=1,
+        minibatch=1,
+        epochs=1,
+        clone_batch=1,
+        evaluate_every=1,
     )
     most = {"held_out": len(_MEASURING), "selection": len(_SELECTING), "seed": _LAST_SEED}
     for name, bound in most.items():
