@@ -294,7 +294,7 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     tasks = unseen_tasks()
     trained_on = {
         training_task(i, family).data.name.removeprefix("renamed-")
-        for family in ("general", "adapted", "wide", "diverse")
+        for family in ("general", "adapted", "wide", "assorted")
         for i in range(200)
     }
 
@@ -327,6 +327,17 @@ def test_half_of_the_diverse_tasks_are_broad_and_the_others_on_data_drawn_for_ea
     assert len({task.key() for task in tasks}) == 120
     assert "rmsprop" not in {t.spec.optimizer.name for t in tasks}
     for task in tasks[1:13:2]:
+        assert build_trainee(task).backward().isfinite()
+
+
+def test_half_of_the_assorted_tasks_are_diverse_and_the_others_on_photographs():
+    tasks = [training_task(i, "assorted") for i in range(40)]
+
+    assert tasks[::2] == [training_task(i, "diverse") for i in range(20)]
+    assert {t.data.name for t in tasks[1::2]} == {"photos"}
+    assert {t.spec.kind for t in tasks[1::2]} == {"mlp", "convnet"}
+    assert len({t.data.seed for t in tasks[1::2]}) == 20
+    for task in tasks[1:9:2]:
         assert build_trainee(task).backward().isfinite()
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from lrenv.errors import InputError
-from lrenv.trainees.synthetic import cluster_dataset, picture_dataset, teacher_dataset
+from lrenv.trainees.synthetic import (
+    cluster_dataset,
+    photo_dataset,
+    picture_dataset,
+    teacher_dataset,
+)
 
 SEEDS = range(40)
 
@@ -16,6 +21,7 @@ SEEDS = range(40)
     [
         lambda seed: teacher_dataset(8, 4, 500, seed),
         lambda seed: picture_dataset(4, 6, 500, seed),
+        lambda seed: photo_dataset(4, 6, 500, seed),
         lambda seed: cluster_dataset(6, 4, 500, seed),
     ],
 )
@@ -52,8 +58,9 @@ def nearest_class_accuracy(data):
     return (torch.cdist(data.x_val, means).argmin(1) == data.y_val).float().mean().item()
 
 
-def test_pictures_are_standardised_over_all_pixels():
-    first = picture_dataset(4, 6, 500, seed=1)
+@pytest.mark.parametrize("draw", [photo_dataset, picture_dataset])
+def test_pictures_are_standardised_over_all_pixels(draw):
+    first = draw(4, 6, 500, seed=1)
 
     whole = torch.cat([first.split(name)[0] for name in ("train", "val", "test")])
     assert whole.mean().item() == pytest.approx(0.0, abs=1e-4)
@@ -69,6 +76,17 @@ def test_pictures_have_one_channel_or_three_and_any_difficulty():
     assert all(data.n_features == data.image_shape[0] * 64 for data in sets)
     assert min(accuracies) < 0.4
     assert max(accuracies) > 0.95
+
+
+def test_patches_of_photographs_are_grey_or_coloured_and_show_their_places():
+    sets = [photo_dataset(5, 8, 1000, seed) for seed in SEEDS]
+    nearest = [data.y_train[torch.cdist(data.x_val, data.x_train).argmin(1)] for data in sets]
+    accuracies = [(y == d.y_val).float().mean().item() for y, d in zip(nearest, sets, strict=True)]
+
+    assert {data.image_shape for data in sets} == {(1, 8, 8), (3, 8, 8)}
+    assert all(data.n_features == data.image_shape[0] * 64 for data in sets)
+    assert min(accuracies) > 0.3
+    assert sorted(accuracies)[len(sets) // 2] > 0.8
 
 
 def test_columns_of_clusters_are_standardised():
@@ -87,9 +105,10 @@ def test_clusters_are_of_any_difficulty():
 
 
 @pytest.mark.parametrize("arguments", [(1, 8, 100), (4, 3, 100), (4, 8, 19)])
-def test_pictures_refuse(arguments):
+@pytest.mark.parametrize("draw", [photo_dataset, picture_dataset])
+def test_pictures_refuse(draw, arguments):
     with pytest.raises(InputError, match=f"got {arguments[0]}, {arguments[1]} and {arguments[2]}"):
-        picture_dataset(*arguments, seed=0)
+        draw(*arguments, seed=0)
 
 
 @pytest.mark.parametrize("arguments", [(0, 2, 100), (8, 1, 100), (8, 4, 19)])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from lrenv.errors import InputError
 from lrenv.imports import import_function
-from lrenv.trainees.hard_kinds import lasting, picture, repeated, rough, table
+from lrenv.trainees.hard_kinds import lasting, photo, picture, repeated, rough, table
 from lrenv.trainees.kinds import (
     adapted,
     brief,
@@ -86,6 +86,7 @@ _balanced = _take_turns(
 )
 _broad = _take_turns(_further, repeated, rough)
 _diverse = _take_turns(_broad, _take_turns(picture, table, lasting))
+_assorted = _take_turns(_diverse, photo)
 _general = _take_turns(_mixed, _take_turns(convnet, decoder, adapted, long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": varied,
@@ -108,10 +109,12 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "table": table,
     "lasting": lasting,
     "diverse": _diverse,
+    "photo": photo,
+    "assorted": _assorted,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
-quarter are plain MLPs, ``"broad"`` and ``"diverse"``, of which half are broad, take turns between
-others."""
+quarter are plain MLPs, ``"broad"``, ``"diverse"``, of which half are broad, and ``"assorted"``, of
+which half are diverse, take turns between others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks that a family does not train on; they select and measure.

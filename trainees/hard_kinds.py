@@ -107,6 +107,34 @@ def picture(index: int) -> Task:
     return Task(data, spec, seed=index)
 
 
+def photo(index: int) -> Task:
+    """Convolutional networks and MLPs on patches of photographs, most of which carry over."""
+    draw = random.Random(f"photo-{index}")
+    settings: dict[str, Any] = {
+        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
+        "optimizer": draw_optimizer(draw),
+        "batch_size": draw.choice((8, 16, 32, 64)),
+        "total_steps": round(log_uniform(draw, 50, 1000)),
+        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.2))),
+    }
+    size = draw.choice((6, 8, 10))
+    spec: RunSpec
+    if draw.random() < 0.7:
+        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
+        channels = channels if size >= 2 ** len(channels) else channels[:2]
+        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
+    else:
+        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 3)), **settings)
+    data = DataSpec(
+        "photos",
+        size=size,
+        n_classes=draw.choice((2, 3, 5, 10, 10, 20)),
+        n_train=round(log_uniform(draw, 300, 3000)),
+        seed=index,
+    )
+    return Task(data, spec, seed=index)
+
+
 def table(index: int) -> Task:
     """MLPs on clusters, few of whose columns and rows may tell anything."""
     draw = random.Random(f"table-{index}")

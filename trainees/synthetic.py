@@ -1,4 +1,4 @@
-"""Data sets drawn at random: teachers, pictures of random patterns, tables of random clusters.
+"""Data sets drawn at random: teachers, pictures, patches of photographs, tables of clusters.
 
 Shape legend: n examples, c channels, h height, w width.
 """
@@ -6,6 +6,7 @@ Shape legend: n examples, c channels, h height, w width.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,52 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
     )
 
 
+def photo_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dataset:
+    """Cut patches out of scikit-learn's two photographs, standardised over all pixels.
+
+    Each class has one to three square places; a patch lies anywhere in one of them, under a little
+    noise. The scale of the photographs, how far patches reach into their surroundings, whether they
+    are in colour, contrast and noise are drawn once for the data set. What is learned mostly
+    carries over to further patches.
+
+    Args:
+        n_classes: Classes.
+        size: Side of the patches in pixels.
+        n_samples: Examples of all splits together.
+        seed: Seed of places and patches.
+
+    Raises:
+        InputError: Fewer than 2 classes, 4 pixels, or 5 samples a class are asked for.
+    """
+    _check({"n_classes": (n_classes, 2), "size": (size, 4)}, n_samples)
+    generator = generator_of(seed)
+    channels, per_class, scale = (_pick(v, generator) for v in ((1, 1, 3), (1, 2, 3), (1, 2, 4)))
+    reach = size // 2 + int(_uniform(generator) * 2 * size)
+    noise, varied = 0.3 * _uniform(generator) ** 2, 0.3 * _uniform(generator)
+    photos = _photos(channels, scale)
+
+    n_places = n_classes * per_class
+    place = torch.randint(n_places, (n_samples,), generator=generator)
+    photo = torch.randint(len(photos), (n_places,), generator=generator)
+    space = torch.tensor(photos.shape[-2:]) - size - reach
+    corners = (torch.rand(n_places, 2, generator=generator) * space).long()
+    at = corners[place] + torch.randint(reach + 1, (n_samples, 2), generator=generator)
+    rows, columns = (at[:, i, None] + torch.arange(size) for i in (0, 1))
+    x = photos.permute(0, 2, 3, 1)[photo[place][:, None, None], rows[:, :, None], columns[:, None]]
+    x = x.permute(0, 3, 1, 2) / photos.std()
+    x = x * torch.exp(varied * torch.randn(n_samples, 1, 1, 1, generator=generator))
+    x = x + noise * torch.randn(x.shape, generator=generator)
+    return take(
+        ((x - x.mean()) / x.std()).flatten(1),
+        place // per_class,
+        split_rows(n_samples),
+        name=f"photos-{size}x{size}-{n_classes}c",
+        n_classes=n_classes,
+        note=f"places in scikit-learn's two photographs, seed {seed}",
+        image_shape=(channels, size, size),
+    )
+
+
 def cluster_dataset(n_features: int, n_classes: int, n_samples: int, seed: int) -> Dataset:
     """Draw a table whose classes are clusters, each column standardised by the train split.
 
@@ -164,6 +211,17 @@ def _patterns(count: int, channels: int, size: int, generator: torch.Generator) 
     if _pick((False, True), generator):
         patterns = F.relu(patterns - 0.3)
     return patterns / patterns.std((1, 2, 3), keepdim=True).clamp_min(1e-3)
+
+
+@cache
+def _photos(channels: int, scale: int) -> Tensor:
+    """Both photographs ``(2, c, h, w)``, as many times smaller, grey if they have one channel."""
+    from sklearn.datasets import load_sample_images
+
+    pixels = torch.stack([torch.tensor(image) for image in load_sample_images().images])
+    photos = pixels.permute(0, 3, 1, 2).float() / 255
+    photos = photos.mean(1, keepdim=True) if channels == 1 else photos
+    return F.avg_pool2d(photos, scale) - photos.mean()
 
 
 def _moved(pictures: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,12 @@ from lrenv.trainees.data import Dataset, load_dataset
 from lrenv.trainees.encoding import instruction_dataset
 from lrenv.trainees.instructions import Instructions, load_instructions
 from lrenv.trainees.specs import RunSpec
-from lrenv.trainees.synthetic import cluster_dataset, picture_dataset, teacher_dataset
+from lrenv.trainees.synthetic import (
+    cluster_dataset,
+    photo_dataset,
+    picture_dataset,
+    teacher_dataset,
+)
 from lrenv.trainees.text import CHARACTER_TEXTS, encipher, markov_dataset
 from lrenv.trainees.variants import (
     codes,
@@ -32,16 +37,17 @@ class DataSpec:
 
     Attributes:
         name: A key of ``DATASETS``, ``CHARACTER_TEXTS`` or ``INSTRUCTIONS``, a JSONL file of
-            instructions, ``"teacher"``, ``"clusters"``, ``"pictures"``, ``"markov"``, or
-            ``"renamed-"`` and a key of ``DATASETS``; to predict numbers, ``"teacher-outputs"``, or
-            ``"halves"`` or ``"codes"`` of MNIST-5k.
-        size: Side to which images are down-sampled, 0 leaves them; side of pictures.
+            instructions, ``"teacher"``, ``"clusters"``, ``"pictures"``, ``"photos"``, ``"markov"``,
+            or ``"renamed-"`` and a key of ``DATASETS``; to predict numbers, ``"teacher-outputs"``,
+            or ``"halves"`` or ``"codes"`` of MNIST-5k.
+        size: Side to which images are down-sampled, 0 leaves them; side of pictures and
+            of patches of photographs.
         projection: Dimensions of a random projection; 0 for none. Inputs of a teacher or clusters.
-        n_classes: Classes kept of a data set of more; classes or outputs of a teacher, clusters or
-            pictures, number of codes, tokens of a Markov chain.
+        n_classes: Classes kept of a data set of more; classes or outputs of a teacher, clusters,
+            pictures or photographs, number of codes, tokens of a Markov chain.
         n_train: Training examples kept; 0 keeps all.
         seed: Seed of kept and renamed classes, projection, codes, teacher, clusters, pictures,
-            Markov chain and cipher.
+            photographs, Markov chain and cipher.
         context: Tokens of a sequence of text or a Markov chain; of instructions at most.
         cipher: Share of the characters of a text that change places.
         tokenizer: The language model whose tokens instructions are made of.
@@ -89,6 +95,7 @@ _SYNTHETIC: dict[str, Callable[[DataSpec], Dataset]] = {
     ),
     "clusters": lambda s: cluster_dataset(s.projection, s.n_classes, _EXAMPLES, s.seed),
     "pictures": lambda s: picture_dataset(s.n_classes, s.size, _EXAMPLES, s.seed),
+    "photos": lambda s: photo_dataset(s.n_classes, s.size, _EXAMPLES, s.seed),
     "markov": lambda s: markov_dataset(s.n_classes, s.context, s.seed),
 }
 
