@@ -37,7 +37,15 @@ class Settings:
     """Policy, by the name of a shipped one or the path of its card."""
     before: str = "default"
     """Policy to compare it with."""
-    families: tuple[str, ...] = ("balanced", "repeated", "rough", "picture", "table", "lasting")
+    families: tuple[str, ...] = (
+        "balanced",
+        "repeated",
+        "rough",
+        "picture",
+        "table",
+        "lasting",
+        "photo",
+    )
     """Families of the tasks."""
     tasks: int = 60
     """Tasks of each family, at most."""
