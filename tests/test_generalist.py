@@ -209,15 +209,21 @@ def test_ppo_alone_starts_from_untrained_weights(tmp_path, monkeypatch):
     assert all(torch.equal(start[name], value) for name, value in untrained.items())
 
 
-def test_the_last_state_of_ppo_is_a_candidate_for_the_export(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "selected"),
+    [([-1.0], 2), ([-2.0, 0.2, 0.2, 0.2], 0), ([2.0, -0.2, -0.2, -0.2], 2)],
+)
+def test_the_last_state_of_ppo_is_exported_if_no_single_task_decides(
+    tmp_path, monkeypatch, changes, selected
+):
     for module in (families, generalist):
         monkeypatch.setattr(module, "training_task", short_task)
-    monkeypatch.setattr(generalist, "log_changes", lambda *_: torch.tensor(-1.0))
+    monkeypatch.setattr(generalist, "log_changes", lambda *_: torch.tensor(changes))
     settings = replace(SETTINGS, rounds=0, updates=2, evaluate_every=3, output=tmp_path)
 
     card = load_policy(train_generalist(settings)).card
 
-    assert card["ratio_to_tuned_expert"]["ppo"]["selected_update"] == 2
+    assert card["ratio_to_tuned_expert"]["ppo"]["selected_update"] == selected
 
 
 def test_other_settings_are_refused(runs):

@@ -37,7 +37,8 @@ from lrenv.training.settings import GeneralistSettings, check_least
 
 EXPORT_NAME = "default"
 CUT = 1.35
-"""What a ratio counts as at most in :func:`cut_means`."""
+"""What a ratio counts as at most in :func:`cut_means`, and a change of a loss in selection."""
+_LOG_CUT = math.log(CUT)
 
 _PLACE = {"output", "workers", "ray_address"}
 _MEASURING, _SELECTING = HELD_OUT_NUMBERS[:500], HELD_OUT_NUMBERS[500:]
@@ -154,7 +155,7 @@ def cut_means(ratios: Tensor) -> Tensor:
 
     A lucky search, or one lost run, counts for less in them.
     """
-    return ratios.clamp_max(math.log(CUT)).mean(0).exp()
+    return ratios.clamp_max(_LOG_CUT).mean(0).exp()
 
 
 def fine_tune(
@@ -194,7 +195,7 @@ def fine_tune(
             ended = used >= budget or ppo.updates >= settings.updates
             if ended or ppo.updates % settings.evaluate_every == 0:
                 losses = final_losses(ppo.average, selection, workers)
-                change = log_changes(losses, before).mean().item()
+                change = log_changes(losses, before).clamp(-_LOG_CUT, _LOG_CUT).mean().item()
                 writer.add_scalar("selection/log_ratio_to_start", change, ppo.updates)
                 console.print(
                     f"Update {ppo.updates}: losses of selection tasks are {math.exp(change):.4f} "
