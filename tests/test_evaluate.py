@@ -18,6 +18,7 @@ from lrenv.policies.frozen import FrozenPolicy
 from lrenv.policies.network import Head
 from lrenv.scheduler import LearnedLR
 from lrenv.trainees.registry import build_trainee
+from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.trainees.tasks import Task
 from lrenv.training import evaluate
@@ -34,7 +35,7 @@ from lrenv.training.evaluate import (
     evaluated_tasks,
 )
 from lrenv.training.expert_search import SearchResult, search_experts
-from lrenv.training.peers import PEERS, effective_lr, usual_peak
+from lrenv.training.peers import PEERS, Peer, PeerRun, effective_lr, usual_peak
 from lrenv.training.records import (
     MATCHED,
     TUNED,
@@ -268,3 +269,27 @@ def test_peers_set_the_lr_as_they_should(tiny_task: Task) -> None:
 def test_usual_peaks() -> None:
     peaks = [usual_peak(OptimizerSpec(*spec)) for spec in (("adam",), ("sgd", 0.9), ("sgd", 0.0))]
     assert peaks == [1e-3, 1e-2, 1e-1]
+
+
+def test_a_peer_that_refuses_gradients_has_diverged(
+    tiny_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: object = None) -> None:
+            self.steps += 1
+            assert self.steps < 5  # as DoG's, where its sum of gradients is not a number
+            super().step()
+
+    def start(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
+        trainee.optimizer = Refusing(trainee.model.parameters(), lr=peak)
+        return PeerRun()
+
+    monkeypatch.setitem(PEERS, "refusing", Peer("Refusing", start))
+    search = SearchResult(("x",), (1.0,), (1.0,), (1.0,))
+    (row,) = PeerPart("refusing").run(tiny_task, "tiny", search)
+
+    assert row.diverged
+    assert row.ratio is None
+    assert row.test_loss is None

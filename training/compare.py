@@ -241,7 +241,7 @@ def _train(
     goes_on: bool = True,
     validate: bool = False,
 ) -> _Run:
-    """Train to the end, or, unless it goes on, to the first loss that is not finite.
+    """Train to the end, or, unless it goes on, to the first loss or gradient that is not finite.
 
     Where asked to validate, what comes after the step is told validation losses. The time counts
     these alone, not those of ours.
@@ -253,11 +253,12 @@ def _train(
     for step in range(1, total + 1):
         began = time.perf_counter()
         loss = trainee.backward()
-        if not (goes_on or loss.isfinite()):
-            losses.append(loss)
+        if goes_on:
+            trainee.optimizer.step()
+        elif not (loss.isfinite() and _stepped(trainee.optimizer)):
+            losses.append(torch.full_like(loss, math.nan))
             rates.append(effective_lr(trainee.optimizer))
             break
-        trainee.optimizer.step()
         # Behind the step, where peers know the LR they took, and before schedulers change it.
         rates.append(effective_lr(trainee.optimizer))
         told = validate and step in watched
@@ -270,6 +271,15 @@ def _train(
             clock[1].append(seconds)
     history = torch.cat(losses), torch.tensor(rates)
     return _Run(history, vals if watch else None, clock, seconds, goes_on)
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Take an optimizer step; False where it refuses gradients that are not finite, as DoG does."""
+    try:
+        optimizer.step()
+    except AssertionError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
