@@ -89,6 +89,14 @@ def test_patches_of_photographs_are_grey_or_coloured_and_show_their_places():
     assert sorted(accuracies)[len(sets) // 2] > 0.8
 
 
+def test_patches_are_as_large_as_the_photographs_allow():
+    sets = [photo_dataset(3, 30, 30, seed) for seed in SEEDS]
+
+    assert {data.image_shape[1:] for data in sets} == {(30, 30)}
+    with pytest.raises(InputError, match="size of at most 30, got 31"):
+        photo_dataset(3, 31, 30, seed=0)
+
+
 def test_columns_of_clusters_are_standardised():
     first = cluster_dataset(6, 3, 500, seed=1)
 

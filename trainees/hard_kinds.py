@@ -81,55 +81,45 @@ def rough(index: int) -> Task:
 
 def picture(index: int) -> Task:
     """Convolutional networks and MLPs on pictures of random patterns, unlike any digits."""
-    draw = random.Random(f"picture-{index}")
-    settings: dict[str, Any] = {
-        "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
-        "optimizer": draw_optimizer(draw),
-        "batch_size": draw.choice((8, 16, 32, 64)),
-        "total_steps": round(log_uniform(draw, 50, 1000)),
-        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.3))),
-    }
-    size = draw.choice((6, 8, 10))
-    spec: RunSpec
-    if draw.random() < 0.6:
-        channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
-        channels = channels if size >= 2 ** len(channels) else channels[:2]
-        spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
-    else:
-        spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 3)), **settings)
-    data = DataSpec(
-        "pictures",
-        size=size,
-        n_classes=draw.choice((2, 3, 5, 10, 10, 20)),
-        n_train=round(log_uniform(draw, 100, 3000)),
-        seed=index,
-    )
-    return Task(data, spec, seed=index)
+    return _small_picture("picture", index, most_noise=0.3, convnets=0.6, fewest=100)
 
 
 def photo(index: int) -> Task:
     """Convolutional networks and MLPs on patches of photographs, most of which carry over."""
-    draw = random.Random(f"photo-{index}")
+    return _small_picture("photo", index, most_noise=0.2, convnets=0.7, fewest=300)
+
+
+def _small_picture(name: str, index: int, most_noise: float, convnets: float, fewest: int) -> Task:
+    """Draw a task on the data set of that name in the plural.
+
+    Args:
+        name: What it is called.
+        index: The number of the task.
+        most_noise: Largest share of random labels.
+        convnets: Share of convolutional networks.
+        fewest: Fewest training examples.
+    """
+    draw = random.Random(f"{name}-{index}")
     settings: dict[str, Any] = {
         "activation": draw.choice(("relu", "relu", "tanh", "gelu")),
         "optimizer": draw_optimizer(draw),
         "batch_size": draw.choice((8, 16, 32, 64)),
         "total_steps": round(log_uniform(draw, 50, 1000)),
-        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, 0.2))),
+        "label_noise": draw.choice((0.0, 0.0, 0.0, draw.uniform(0.0, most_noise))),
     }
     size = draw.choice((6, 8, 10))
     spec: RunSpec
-    if draw.random() < 0.7:
+    if draw.random() < convnets:
         channels = draw.choice(((4, 8), (8, 16), (16, 16), (8, 16, 32)))
         channels = channels if size >= 2 ** len(channels) else channels[:2]
         spec = ConvNetSpec(channels=channels, batch_norm=draw.random() < 0.5, **settings)
     else:
         spec = MLPSpec((draw.choice((32, 64, 96)),) * draw.choice((1, 2, 3)), **settings)
     data = DataSpec(
-        "photos",
+        f"{name}s",
         size=size,
         n_classes=draw.choice((2, 3, 5, 10, 10, 20)),
-        n_train=round(log_uniform(draw, 300, 3000)),
+        n_train=round(log_uniform(draw, fewest, 3000)),
         seed=index,
     )
     return Task(data, spec, seed=index)

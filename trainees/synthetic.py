@@ -15,6 +15,8 @@ from torch import Tensor
 from lrenv.errors import InputError
 from lrenv.trainees.data import Dataset, generator_of, nonzero, split_rows, take
 
+_LARGEST_PATCH = 30  # whose surroundings fit into a photograph of a quarter's side
+
 
 def teacher_dataset(
     n_features: int, n_classes: int, n_samples: int, seed: int, numbers: bool = False
@@ -79,10 +81,8 @@ def picture_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Dat
 
     labels, variants = _members(n_classes, per_class, n_samples, generator)
     x = _moved(patterns[variants], most, generator)
-    x = x * torch.exp(varied * torch.randn(n_samples, 1, 1, 1, generator=generator))
-    x = x + noise * torch.randn(x.shape, generator=generator)
     return take(
-        ((x - x.mean()) / x.std()).flatten(1),
+        _standard_pictures(x, varied, noise, generator),
         labels,
         split_rows(n_samples),
         name=f"pictures-{size}x{size}-{n_classes}c",
@@ -107,9 +107,12 @@ def photo_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Datas
         seed: Seed of places and patches.
 
     Raises:
-        InputError: Fewer than 2 classes, 4 pixels, or 5 samples a class are asked for.
+        InputError: Fewer than 2 classes, 4 pixels, or 5 samples a class are asked for, or patches
+            too large for the photographs.
     """
     _check({"n_classes": (n_classes, 2), "size": (size, 4)}, n_samples)
+    if size > _LARGEST_PATCH:
+        raise InputError(f"expected a size of at most {_LARGEST_PATCH}, got {size}")
     generator = generator_of(seed)
     channels, per_class, scale = (_pick(v, generator) for v in ((1, 1, 3), (1, 2, 3), (1, 2, 4)))
     reach = size // 2 + int(_uniform(generator) * 2 * size)
@@ -125,10 +128,8 @@ def photo_dataset(n_classes: int, size: int, n_samples: int, seed: int) -> Datas
     rows, columns = (at[:, i, None] + torch.arange(size) for i in (0, 1))
     x = photos.permute(0, 2, 3, 1)[photo[place][:, None, None], rows[:, :, None], columns[:, None]]
     x = x.permute(0, 3, 1, 2) / photos.std()
-    x = x * torch.exp(varied * torch.randn(n_samples, 1, 1, 1, generator=generator))
-    x = x + noise * torch.randn(x.shape, generator=generator)
     return take(
-        ((x - x.mean()) / x.std()).flatten(1),
+        _standard_pictures(x, varied, noise, generator),
         place // per_class,
         split_rows(n_samples),
         name=f"photos-{size}x{size}-{n_classes}c",
@@ -222,6 +223,15 @@ def _photos(channels: int, scale: int) -> Tensor:
     photos = pixels.permute(0, 3, 1, 2).float() / 255
     photos = photos.mean(1, keepdim=True) if channels == 1 else photos
     return F.avg_pool2d(photos, scale) - photos.mean()
+
+
+def _standard_pictures(
+    x: Tensor, varied: float, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Vary the contrast of pictures ``(n, c, h, w)``, add noise, standardise and flatten them."""
+    x = x * torch.exp(varied * torch.randn(len(x), 1, 1, 1, generator=generator))
+    x = x + noise * torch.randn(x.shape, generator=generator)
+    return ((x - x.mean()) / x.std()).flatten(1)
 
 
 def _moved(pictures: Tensor, most: int, generator: torch.Generator) -> Tensor:
