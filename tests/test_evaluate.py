@@ -275,11 +275,13 @@ def test_a_peer_that_refuses_gradients_has_diverged(
     tiny_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing(torch.optim.SGD):
-        steps = 0
+        steps, bad_gradient = 0, float("nan")
 
         def step(self, closure: object = None) -> None:
             self.steps += 1
-            assert self.steps < 5  # as DoG's, where its sum of gradients is not a number
+            if self.steps == 5:
+                self.param_groups[0]["params"][0].grad.fill_(self.bad_gradient)
+                raise AssertionError("refused")  # as DoG does
             super().step()
 
     def start(trainee: SingleTrainee, peak: float, scale: float) -> PeerRun:
@@ -289,6 +291,9 @@ def test_a_peer_that_refuses_gradients_has_diverged(
     monkeypatch.setitem(PEERS, "refusing", Peer("Refusing", start))
     search = SearchResult(("x",), (1.0,), (1.0,), (1.0,))
     (row,) = PeerPart("refusing").run(tiny_task, "tiny", search)
+    monkeypatch.setattr(Refusing, "bad_gradient", 0.0)
+    with pytest.raises(AssertionError, match="refused"):
+        PeerPart("refusing").run(tiny_task, "tiny", search)
 
     assert row.diverged
     assert row.ratio is None

@@ -278,6 +278,9 @@ def _stepped(optimizer: torch.optim.Optimizer) -> bool:
     try:
         optimizer.step()
     except AssertionError:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        if all(grad is None or grad.isfinite().all() for grad in grads):
+            raise
         return False
     return True
 
