@@ -87,6 +87,7 @@ _balanced = _take_turns(
 _broad = _take_turns(_further, repeated, rough)
 _diverse = _take_turns(_broad, _take_turns(picture, table, lasting))
 _assorted = _take_turns(_diverse, photo)
+_sundry = _take_turns(_diverse, _take_turns(_further, photo))
 _general = _take_turns(_mixed, _take_turns(convnet, decoder, adapted, long))
 TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "varied": varied,
@@ -111,6 +112,7 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "diverse": _diverse,
     "photo": photo,
     "assorted": _assorted,
+    "sundry": _sundry,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
 quarter are plain MLPs, ``"broad"``, ``"diverse"``, of which half are broad, and ``"assorted"``, of
