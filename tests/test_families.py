@@ -294,7 +294,7 @@ def test_unseen_tasks_are_24_of_six_families_and_learn_on_other_data():
     tasks = unseen_tasks()
     trained_on = {
         training_task(i, family).data.name.removeprefix("renamed-")
-        for family in ("general", "adapted", "wide", "assorted")
+        for family in ("general", "adapted", "wide", "assorted", "sundry")
         for i in range(200)
     }
 
@@ -339,6 +339,14 @@ def test_half_of_the_assorted_tasks_are_diverse_and_the_others_on_photographs():
     assert len({t.data.seed for t in tasks[1::2]}) == 20
     for task in tasks[1:9:2]:
         assert build_trainee(task).backward().isfinite()
+
+
+def test_half_of_the_sundry_tasks_are_diverse_a_quarter_balanced_and_a_quarter_on_photographs():
+    tasks = [training_task(i, "sundry") for i in range(40)]
+
+    assert tasks[::2] == [training_task(i, "diverse") for i in range(20)]
+    assert tasks[1::4] == [training_task(2 * 10**6 + i, "balanced") for i in range(10)]
+    assert tasks[3::4] == [training_task(i, "photo") for i in range(10)]
 
 
 def test_a_function_of_ones_own_is_a_family(tmp_path, monkeypatch):

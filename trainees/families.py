@@ -115,8 +115,8 @@ TRAINING_FAMILIES: dict[str, Callable[[int], Task]] = {
     "sundry": _sundry,
 }
 """Families of training tasks; ``"mixed"``, ``"general"``, ``"wide"``, ``"balanced"``, of which a
-quarter are plain MLPs, ``"broad"``, ``"diverse"``, of which half are broad, and ``"assorted"``, of
-which half are diverse, take turns between others."""
+quarter are plain MLPs, ``"broad"``, ``"diverse"``, of which half are broad, and ``"assorted"`` and
+``"sundry"``, of which half are diverse, take turns between others."""
 
 HELD_OUT_NUMBERS = range(1000, 2000)
 """Numbers of the tasks that a family does not train on; they select and measure.
