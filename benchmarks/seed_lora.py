@@ -9,12 +9,12 @@ time. Takes minutes on a GPU (``--device cuda``), hours on a CPU.
 from pathlib import Path
 
 import tyro
+from long_runs import LongRunsSettings, compare_long_runs
 
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
 from lrenv.training.finetune import language_metrics
-from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
 
 ANSWERS = 24
 SETTINGS = LongRunsSettings(

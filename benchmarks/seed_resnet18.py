@@ -7,11 +7,11 @@ policy, on paired seeds: validation loss at half and at the end, test loss and a
 from pathlib import Path
 
 import tyro
+from long_runs import LongRunsSettings, compare_long_runs
 
 from lrenv.trainees.registry import build_task
 from lrenv.trainees.single import SingleTrainee
 from lrenv.trainees.specs import OptimizerSpec
-from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
 
 SETTINGS = LongRunsSettings(
     Path("runs/seed_resnet18"),

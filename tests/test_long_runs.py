@@ -1,6 +1,7 @@
 """Comparisons of runs that take minutes: the grid, the repeated seeds, the restart."""
 
 import json
+import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,8 +15,11 @@ from lrenv.observation import FEATURES
 from lrenv.policies.frozen import save_policy
 from lrenv.policies.network import Head
 from lrenv.trainees.tasks import load_data
-from lrenv.training import long_runs
-from lrenv.training.long_runs import LongRunsSettings, compare_long_runs
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import long_runs
+from long_runs import LongRunsSettings, compare_long_runs
 
 CARD = {"preset": "scale-free", "made_by": "a test", "training_families": "none"}
 
