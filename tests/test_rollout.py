@@ -12,6 +12,7 @@ from lrenv.controller import Controller
 from lrenv.decisions import DecisionPlan
 from lrenv.observation import FEATURES
 from lrenv.policies.network import Head
+from lrenv.trainees.batched import BatchedTrainee
 from lrenv.trainees.tasks import load_data
 from lrenv.training.rollout import (
     VAL_COLUMNS,
@@ -91,6 +92,27 @@ def test_the_validation_loss_comes_every_few_decisions(tiny_task):
 
     expected = [float(i % VALIDATE_EVERY == 0) for i in range(len(given))]
     assert given.tolist() == expected
+
+
+def test_validation_losses_that_no_run_is_told_are_not_computed(tiny_task, monkeypatch):
+    def hold(token: Tensor, controller: Controller) -> Tensor:
+        return torch.zeros(2)
+
+    mask = torch.ones(2, len(FEATURES))
+    mask[0, VAL_COLUMNS] = 0.0
+    told_one = roll_out(tiny_task, 2, hold, mask)
+    evaluate, computed = BatchedTrainee.evaluate, []
+
+    def watch(trainee: BatchedTrainee, *args: object) -> object:
+        computed.append(args)
+        return evaluate(trainee, *args)
+
+    monkeypatch.setattr(BatchedTrainee, "evaluate", watch)
+    told_none = roll_out(tiny_task, 2, hold, mask[:1].expand(2, -1))
+
+    assert computed == [("val",)]  # at the end
+    assert torch.equal(told_none.tokens[1], told_one.tokens[0])
+    assert torch.equal(told_none.final, told_one.final)
 
 
 def test_masked_signals_reach_neither_policy_nor_record(tiny_task):

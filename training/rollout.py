@@ -76,9 +76,10 @@ def roll_out(task: Task, n_runs: int, choose: Choose, mask: Tensor | None = None
     assert isinstance(observer, ScaleFreeObserver)
     actions: list[Tensor] = []
     lrs: list[Tensor] = []
+    validates = mask is None or bool(mask[:, VAL_COLUMNS].any())
     while not controller.done:
         run_interval(trainee, controller)
-        due = len(actions) % VALIDATE_EVERY == 0
+        due = validates and len(actions) % VALIDATE_EVERY == 0
         val = trainee.evaluate("val", VALIDATION_EXAMPLES)[0] if due else None
         controller.close(val)
         if controller.deciding:
