@@ -3,7 +3,7 @@
 Trains each task under a policy, and with all its actions from one decision on shifted by constants,
 which holds its LR higher or lower for the rest of the run. A model of the losses that result,
 cross-validated over tasks, then chooses a shift by what the policy has read by some decision. Where
-it gains nothing, neither would a policy that is trained further on the same signals.
+it gains little, so would a policy that is trained further on the same signals.
 """
 
 from __future__ import annotations
