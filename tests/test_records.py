@@ -66,11 +66,13 @@ def test_the_ratio_of_test_losses_by_hand() -> None:
     assert ratio(rows[1]) == pytest.approx(1.0)  # both below the floor of 0.01
     assert ratio(replace(rows[1], test_loss=0.03)) == pytest.approx(3.0)
     assert ratio(*rows) == pytest.approx(4 ** (1 / 3))
+    assert summarise("m", rows, references)["median_test_ratio"] == pytest.approx(2.0)
     assert ratio(replace(rows[0], diverged=True)) == pytest.approx(math.e**2)
     assert ratio(replace(rows[0], diverged=True), rows[0]) == pytest.approx(math.e * 2**0.5)
     assert ratio(replace(rows[0], test_loss=1e6)) == pytest.approx(math.e**2)
     assert ratio(rows[0], replace(rows[0], seed=3)) is None  # whose tuned expert has no test loss
     assert summarise("m", rows)["test_ratio"] is None
+    assert summarise("m", rows)["median_test_ratio"] is None
 
 
 def test_means_of_utility_are_over_runs_that_classify() -> None:

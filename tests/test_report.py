@@ -283,7 +283,7 @@ def test_runs_without_curves_or_summary(results: dict[str, Any], tmp_path: Path)
     for each in results["runs"]:
         each["curve"] = None
     page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert page.tables[0][1] == [HOSTILE, *["–"] * 14]
+    assert page.tables[0][1] == [HOSTILE, *["–"] * 15]
     assert page.tables[1][1] == [HOSTILE, *["–"] * 8]
     task = json.loads(page.scripts[0])["tasks"][0]
     assert task["loss"]["traces"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,6 +197,7 @@ def summarise(
     by_task = _by_task_and_seed(rows, logs.tolist())
     low, high = bootstrap_interval(by_task)
     times = [t for row in rows if (t := row.time_to_tuned) is not None]
+    tested = _log_test_ratios(rows, test_losses or {})
     return {
         "method": method,
         "runs": len(rows),
@@ -205,7 +207,8 @@ def summarise(
         "low": _finite(low) if len(rows) > 1 else None,
         "high": _finite(high) if len(rows) > 1 else None,
         "worst_ratio": _finite(float(ratios.max())),
-        "test_ratio": _test_ratio(rows, test_losses or {}),
+        "test_ratio": tested and math.exp(_mean_of_tasks(_by_task_and_seed(rows, tested))),
+        "median_test_ratio": tested and math.exp(statistics.median(tested)),
         "wins": float((ratios < 1.0 - _ROUNDING).double().mean()),
         "profile_area": float((PROFILE_END - ratios.clamp(1.0, PROFILE_END)).mean())
         / (PROFILE_END - 1.0),
@@ -228,10 +231,10 @@ def tuned_test_losses(records: Sequence[RunRecord]) -> dict[tuple[str, int], flo
     }
 
 
-def _test_ratio(
+def _log_test_ratios(
     rows: Sequence[RunRecord], test_losses: Mapping[tuple[str, int], float]
-) -> float | None:
-    """Geometric mean of final test losses over the tuned expert's, each at most as if diverged.
+) -> list[float] | None:
+    """Log of each run's final test loss over the tuned expert's, at most as if diverged.
 
     None where a run or its expert lacks one.
     """
@@ -245,7 +248,7 @@ def _test_ratio(
         else:
             log = math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR))
             logs.append(min(log, DIVERGED))
-    return math.exp(_mean_of_tasks(_by_task_and_seed(rows, logs)))
+    return logs
 
 
 def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:

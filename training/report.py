@@ -73,8 +73,8 @@ class Column:
         """Write the row's value, with its interval, or the sign for a missing one."""
         value, low, high = (number(row.get(key)) for key in (self.key, "low", "high"))
         if value is None:
-            # A diverged run has no mean loss, but its place in the mean ratio on test data.
-            unbounded = self.key.endswith(("ratio", "loss")) and self.key != "test_ratio"
+            # A diverged run has no mean loss, but its place in the ratios on test data.
+            unbounded = self.key.endswith(("ratio", "loss")) and "test" not in self.key
             return INFINITE if row.get("diverged") and unbounded else MISSING
         text = self.show(value)
         if self.interval and low is not None and high is not None:
@@ -96,7 +96,9 @@ SUMMARY = (
 )
 """Columns of the terminal's table, which leave the names of methods room, and the page's."""
 PAGE_SUMMARY = (
-    *SUMMARY[:5],
+    *SUMMARY[:4],
+    Column("median_test_ratio", "Median test ratio", _ratio, -1),
+    SUMMARY[4],
     Column("profile_area", "Profile area %", _percent, 1),
     Column("median_time", "Time to tuned %", _percent, -1),
     Column("reached", "Tuned reached %", _percent, 1),
