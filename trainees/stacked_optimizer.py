@@ -46,25 +46,28 @@ class StackedOptimizer:
     def step(self, lr: Tensor, grads: Sequence[Tensor]) -> None:
         """Update all parameters by their gradients at learning rates ``(r,)``."""
         self._step += 1
-        lr = lr.to(self._multiplier) * self._multiplier
+        # What is the same for all tensors is computed once: small ones cost as much as their calls.
+        rates = lr.to(self._multiplier) * self._multiplier
+        corrections = (1 - self._beta2**self._step).sqrt()
+        epsilons = _EPSILON * corrections
+        scales = rates * corrections / (1 - self._momentum**self._step)
+        rest1, rest2 = 1 - self._momentum, 1 - self._beta2
         for k, (param, grad) in enumerate(zip(self._params, grads, strict=True)):
-            tail = (-1,) + (1,) * (param.ndim - 1)
-            rate, decay, beta1 = (v.view(tail) for v in (lr, self._decay, self._momentum))
-            beta2, first = self._beta2.view(tail), self._first[k]
+            tail, first = (-1,) + (1,) * (param.ndim - 1), self._first[k]
             if self._decays and self._name == "adamw":
-                param.mul_(1 - rate * decay)
+                param.mul_((1 - rates * self._decay).view(tail))
             elif self._decays:
-                grad = grad + decay * param
+                grad = grad + self._decay.view(tail) * param
             if self._name == "sgd":
-                param.addcmul_(first.mul_(beta1).add_(grad), rate, value=-1)
+                first.mul_(self._momentum.view(tail)).add_(grad)
+                param.addcmul_(first, rates.view(tail), value=-1)
                 continue
-            second = self._second[k].lerp_(grad.square(), (1 - beta2).expand_as(grad))
+            second = self._second[k].lerp_(grad.square(), rest2.view(tail).expand_as(grad))
             if self._name == "rmsprop":
-                first.mul_(beta1).addcdiv_(grad, second.sqrt().add_(_EPSILON))
-                param.addcmul_(first, rate, value=-1)
+                first.mul_(self._momentum.view(tail))
+                first.addcdiv_(grad, second.sqrt().add_(_EPSILON))
+                param.addcmul_(first, rates.view(tail), value=-1)
                 continue
-            first.lerp_(grad, (1 - beta1).expand_as(grad))
-            correction = (1 - beta2**self._step).sqrt()
-            scale = rate * correction / (1 - beta1**self._step)
-            root = second.sqrt().add_(_EPSILON * correction)
-            param.addcmul_(first.div(root), scale, value=-1)
+            first.lerp_(grad, rest1.view(tail).expand_as(grad))
+            root = second.sqrt().add_(epsilons.view(tail))
+            param.addcmul_(first.div(root), scales.view(tail), value=-1)
