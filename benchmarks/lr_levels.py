@@ -8,7 +8,8 @@ it gains little, so would a policy that is trained further on the same signals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -70,7 +71,7 @@ class Settings:
     longest: int = 800
     """Longest runs, in optimizer steps."""
     shifts: tuple[float, ...] = (-0.35, -0.18, 0.18, 0.35, 0.55)
-    """What is added to the actions; a policy takes about half of it back."""
+    """What is added to the actions, in units of e² of the LR; a policy takes some of it back."""
     shifted_from: int = 12
     """Decision from which on they are shifted."""
     read_at: tuple[int, ...] = (12, 24, 40, 60, 80)
@@ -128,7 +129,7 @@ def main(settings: Settings) -> None:
     console.print(table)
     head = {**asdict(settings), "output": str(settings.output)}
     figures = {"changes": changes, "log_lrs": lrs, "chosen": torch.stack([*chosen.values()])}
-    rounded = {name: value.mul(1e4).round().div(1e4).tolist() for name, value in figures.items()}
+    rounded = {name: value.round(decimals=4).tolist() for name, value in figures.items()}
     write_json(
         settings.output, {"settings": head, "families": families, "read": list(chosen), **rounded}
     )
@@ -144,13 +145,16 @@ def run_shifted(task: Task, seed: int, actor: Head, settings: Settings) -> Shift
 
     mask = drop_signals(1, torch.Generator().manual_seed(seed)).expand(len(shifts), -1)
     rollout = roll_out(task, len(shifts), shifted, mask)
-    cut = float(np.log(CUT))
+    cut = math.log(CUT)
     log_lrs = rollout.lrs[:, settings.shifted_from :].log().mean(1)
     changes = log_changes(rollout.final, rollout.final[:1]).clamp(-cut, cut)
     return Shifted(rollout.tokens[0].clone(), log_lrs - log_lrs[0], changes)
 
 
-def _inputs(runs: list[Shifted], families: np.ndarray, actor: Head, settings: Settings) -> Any:
+def _inputs(
+    runs: list[Shifted], families: np.ndarray, actor: Head, settings: Settings
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield what a model may choose by: label, kind of model, inputs ``(tasks, features)``."""
     known = np.stack([families == family for family in settings.families], 1).astype(float)
     yield "the family alone", "family", known
     trunk = actor.trunk
@@ -165,6 +169,7 @@ def _inputs(runs: list[Shifted], families: np.ndarray, actor: Head, settings: Se
 
 
 def _chosen(model: str, x: np.ndarray, changes: Tensor) -> Tensor:
+    """Log changes of loss by the shifts that a model of other tasks chooses, ``(tasks,)``."""
     folds = KFold(10, shuffle=True, random_state=0)
     found = cross_val_predict(_MODELS[model](), x, changes[:, 1:].numpy(), cv=folds)
     told = torch.cat([torch.zeros(len(changes), 1), torch.from_numpy(found).float()], 1)

@@ -163,7 +163,7 @@ def test_summary_table_holds_the_values(page: Page) -> None:
     assert by_title["Wins %"] == "25"
     assert by_title["Test acc. %"] == "91.0"
     assert by_title["Worst ratio"] == "–"
-    assert by_title["Test ratio"] == "1.38"
+    assert by_title["Mean test ratio"] == "1.38"
     assert dict(zip(head, rows[3], strict=True))["Tuning runs"] == "27"
 
 
@@ -232,14 +232,15 @@ def test_a_missing_or_zero_value_is_a_gap(page: Page) -> None:
 
 
 def test_a_run_without_ratio_is_said_and_not_drawn(results: dict[str, Any], tmp_path: Path) -> None:
-    results["runs"][2] |= {"ratio": None, "val_loss": None, "diverged": True}
+    lost = {"ratio": None, "val_loss": None, "test_loss": None}
+    results["runs"][2] |= {**lost, "diverged": True}
     page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "not drawn: cosine, default peak (1)." in page.text
     traces = json.loads(page.scripts[0])["ratio"]["traces"]
     dots = [t for t in traces if "text" in t and t["hovertemplate"].startswith("cosine")]
     assert [len(t["x"]) for t in dots] == [3]
     row = page.tables[2][3]
-    assert row[3:6] == ["4", "∞", "∞"]
+    assert row[3:7] == ["4", "∞", "∞", "∞"]
     assert row[-1] == "yes"
 
 
@@ -250,7 +251,7 @@ def test_means_over_a_diverged_run_are_infinite(results: dict[str, Any], tmp_pat
     finite, diverged = (dict(zip(head, row, strict=True)) for row in rows[:2])
     titles = ("Mean ratio (95\u00a0%)", "Worst ratio", "Val. loss")
     assert [diverged[title] for title in titles] == ["∞", "∞", "∞"]
-    assert diverged["Test ratio"] == "–"
+    assert diverged["Mean test ratio"] == "–"
     assert finite["Worst ratio"] == "–"
     text = StringIO()
     Console(file=text, width=80).print(results_table(results))

@@ -52,10 +52,11 @@ class StackedOptimizer:
         epsilons = _EPSILON * corrections
         scales = rates * corrections / (1 - self._momentum**self._step)
         rest1, rest2 = 1 - self._momentum, 1 - self._beta2
+        kept = 1 - rates * self._decay
         for k, (param, grad) in enumerate(zip(self._params, grads, strict=True)):
             tail, first = (-1,) + (1,) * (param.ndim - 1), self._first[k]
             if self._decays and self._name == "adamw":
-                param.mul_((1 - rates * self._decay).view(tail))
+                param.mul_(kept.view(tail))
             elif self._decays:
                 grad = grad + self._decay.view(tail) * param
             if self._name == "sgd":

@@ -197,7 +197,6 @@ def summarise(
     by_task = _by_task_and_seed(rows, logs.tolist())
     low, high = bootstrap_interval(by_task)
     times = [t for row in rows if (t := row.time_to_tuned) is not None]
-    tested = _log_test_ratios(rows, test_losses or {})
     return {
         "method": method,
         "runs": len(rows),
@@ -207,8 +206,7 @@ def summarise(
         "low": _finite(low) if len(rows) > 1 else None,
         "high": _finite(high) if len(rows) > 1 else None,
         "worst_ratio": _finite(float(ratios.max())),
-        "test_ratio": tested and math.exp(_mean_of_tasks(_by_task_and_seed(rows, tested))),
-        "median_test_ratio": tested and math.exp(statistics.median(tested)),
+        **_test_ratios(rows, test_losses or {}),
         "wins": float((ratios < 1.0 - _ROUNDING).double().mean()),
         "profile_area": float((PROFILE_END - ratios.clamp(1.0, PROFILE_END)).mean())
         / (PROFILE_END - 1.0),
@@ -231,24 +229,28 @@ def tuned_test_losses(records: Sequence[RunRecord]) -> dict[tuple[str, int], flo
     }
 
 
-def _log_test_ratios(
+def _test_ratios(
     rows: Sequence[RunRecord], test_losses: Mapping[tuple[str, int], float]
-) -> list[float] | None:
-    """Log of each run's final test loss over the tuned expert's, at most as if diverged.
+) -> dict[str, float | None]:
+    """Geometric mean and median of final test losses over the tuned expert's.
 
-    None where a run or its expert lacks one.
+    Each is at most as if diverged; None where a run or its expert lacks one.
     """
     logs = []
     for row in rows:
         reference = test_losses.get((row.task, row.seed))
         if reference is None:
-            return None
+            return {"test_ratio": None, "median_test_ratio": None}
         if row.diverged or row.test_loss is None:
             logs.append(DIVERGED)
         else:
             log = math.log(max(row.test_loss, FLOOR) / max(reference, FLOOR))
             logs.append(min(log, DIVERGED))
-    return logs
+    mean = _mean_of_tasks(_by_task_and_seed(rows, logs))
+    return {
+        "test_ratio": math.exp(mean),
+        "median_test_ratio": math.exp(statistics.median(logs)),
+    }
 
 
 def _lrbench(rows: Sequence[RunRecord]) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ class Column:
         value, low, high = (number(row.get(key)) for key in (self.key, "low", "high"))
         if value is None:
             # A diverged run has no mean loss, but its place in the ratios on test data.
-            unbounded = self.key.endswith(("ratio", "loss")) and "test" not in self.key
+            unbounded = self.key.endswith(("ratio", "loss")) and not self.key.endswith("test_ratio")
             return INFINITE if row.get("diverged") and unbounded else MISSING
         text = self.show(value)
         if self.interval and low is not None and high is not None:
@@ -86,7 +86,7 @@ SUMMARY = (
     Column("geometric_mean_ratio", f"Mean ratio (95{NBSP}%)", _ratio, -1, interval=True),
     Column("median_ratio", "Median ratio", _ratio, -1),
     Column("worst_ratio", "Worst ratio", _ratio, -1),
-    Column("test_ratio", "Test ratio", _ratio, -1),
+    Column("test_ratio", "Mean test ratio", _ratio, -1),
     Column("wins", "Wins %", _percent, 1),
     Column("diverged", "Diverged", _count, -1),
     Column("tuning_runs", "Tuning runs", _count, -1),
@@ -241,8 +241,8 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 TEST_RATIO = (
-    "Test ratio: the geometric mean of final test losses over the tuned expert's; a run counts as "
-    "e² at most, and where it diverged."
+    "Mean test ratio: the geometric mean of final test losses over the tuned expert's; a run "
+    "counts as e² at most, and where it diverged."
 )
 SUMMARY_NOTE = (
     "Marked: the best of a column among the competitors; the references are there to compare with. "
