@@ -57,14 +57,7 @@ class Settings:
 
     policy: str = "default"
     """Policy, by the name of a shipped one or the path of its card."""
-    families: tuple[str, ...] = (
-        "balanced",
-        "repeated",
-        "rough",
-        "picture",
-        "table",
-        "photo",
-    )
+    families: tuple[str, ...] = ("balanced", "repeated", "rough", "picture", "table", "photo")
     """Families of the tasks."""
     tasks: int = 100
     """Tasks of each family."""
